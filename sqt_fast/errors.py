@@ -1,0 +1,49 @@
+"""What can go wrong and is not a bug. Every message says the value, what is allowed, and the remedy, on one line.
+
+SqtError
++-- ConfigError       an option or argument that cannot work (exit code 2)
++-- CheckpointError   weights that cannot be read or do not fit the network
++-- BackendError      the chosen backend cannot run here
++-- OutputError       the table cannot be written, resumed or locked
++-- InterruptedRunError  the run was stopped from outside and can be resumed
++-- VideoError        one file that cannot be labelled: becomes a row, ends the run only with --on-error fail
+"""
+
+
+class SqtError(Exception):
+    """Base class of all expected failures. The command line prints it without a traceback."""
+
+    exit_code = 1
+
+
+class ConfigError(SqtError):
+    """An option or argument that cannot work."""
+
+    exit_code = 2
+
+
+class CheckpointError(SqtError):
+    """Weights that cannot be found, read, or fitted to a network."""
+
+
+class BackendError(SqtError):
+    """The chosen backend cannot run here."""
+
+
+class OutputError(SqtError):
+    """The table cannot be written, resumed or locked."""
+
+
+class InterruptedRunError(SqtError):
+    """The run was stopped from outside and can be resumed."""
+
+
+class VideoError(SqtError):
+    """One file that cannot be labelled.
+
+    status: the machine-readable reason, one of ``sqt_fast.table.STATUSES``.
+    """
+
+    def __init__(self, status: str, message: str) -> None:
+        super().__init__(message)
+        self.status = status

@@ -1,0 +1,102 @@
+"""What several test files share: videos, a network small enough for any machine, and the rules for GPUs."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+# CUDA's matrix products are deterministic only with this; it is read when CUDA starts.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import pytest
+import torch
+
+if TYPE_CHECKING:  # test_cuda.py runs where torch and pytest are alone
+    from sqt_fast.model import SqueezeTime
+
+TINY_LABELS = ("still", "left", "right", "up", "down", "naïve, “quoted”", "turn")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip tests of the GPU where there is none; fail them where there must be one."""
+    if item.get_closest_marker("needs_cuda") is None or torch.cuda.is_available():
+        return
+    if os.environ.get("FAIL_WITHOUT_CUDA"):
+        pytest.fail("FAIL_WITHOUT_CUDA is set and torch sees no CUDA GPU")
+    pytest.skip("torch sees no CUDA GPU")
+
+
+@pytest.fixture(autouse=True)
+def _nan_in_fresh_memory() -> Iterator[None]:
+    """Fill ``torch.empty`` with NaN (``torch.utils.deterministic.fill_uninitialized_memory``)."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def shared() -> Path:
+    """The shared folder beside the repository."""
+    folder = Path(__file__).resolve().parents[1].parent / "shared"
+    if not folder.is_dir():
+        pytest.skip("the shared folder with golden results is not beside the repository")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 8 short videos of several codecs and 5 files that are not sound. Do not change it.
+
+    ``broken/``: empty.mp4, text.mp4, cut.mkv (ends in mid-stream), sound.mp4 (no video), gone.mp4 (a dangling link).
+    """
+    from sqt_fast.samples import make_samples
+
+    folder = tmp_path_factory.mktemp("archive")
+    samples = make_samples(folder, seconds=2.5, count=8)
+    broken = folder / "broken"
+    broken.mkdir()
+    (broken / "empty.mp4").touch()
+    (broken / "text.mp4").write_text("this is no video\n" * 50)
+    whole = next(s.path for s in samples if s.container == "mkv")
+    data = (folder / whole).read_bytes()
+    (broken / "cut.mkv").write_bytes(data[: len(data) // 2])
+    _write_sound(broken / "sound.mp4")
+    (broken / "gone.mp4").symlink_to("nowhere.mp4")
+    return folder
+
+
+def _write_sound(path: Path) -> None:
+    import av
+    import numpy as np
+
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("aac", rate=48000, layout="mono")
+        for i in range(20):
+            frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+            frame.sample_rate, frame.pts = 48000, i * 1024
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+
+
+@pytest.fixture(scope="session")
+def tiny_model() -> "SqueezeTime":
+    """A network of depth 10 and width 0.25 with random weights. Do not change it."""
+    from sqt_fast.model import ModelConfig, SqueezeTime
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = SqueezeTime(ModelConfig(depth=10, width=0.25, num_classes=len(TINY_LABELS)))
+        torch.nn.init.normal_(model.get_submodule("fc").get_parameter("weight"), std=1.0)  # labels that differ
+    return model.eval()
+
+
+@pytest.fixture(scope="session")
+def tiny_weights(tiny_model: "SqueezeTime", tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """Paths of the tiny network's checkpoint and of its class names."""
+    from sqt_fast.checkpoint import save_safetensors
+
+    folder = tmp_path_factory.mktemp("weights")
+    save_safetensors(tiny_model, folder / "tiny.safetensors")
+    (folder / "labels.txt").write_text("\n".join(TINY_LABELS), encoding="utf-8")
+    return str(folder / "tiny.safetensors"), str(folder / "labels.txt")
