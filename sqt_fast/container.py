@@ -1,0 +1,90 @@
+"""Open a file as a video, or say in words what it is instead."""
+
+import codecs
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import av
+import av.error
+from av.container import InputContainer
+from av.video.stream import VideoStream
+
+from sqt_fast.errors import VideoError
+
+# A picture may ask for any amount of memory: 16384 x 8192 is beyond every camera and 400 MB of RGB.
+MAX_PIXELS = 16384 * 8192
+# A long thin picture becomes far larger when its short side is resized.
+MAX_ASPECT = 64
+ATTACHED_PICTURE = 0x400
+# Files that only name others, which may be anywhere: opened, they would be followed.
+PLAYLISTS = frozenset({"concat", "dash", "hls", "imf", "sdp"})
+FILES_ONLY = {"protocol_whitelist": "file"}
+
+
+@contextmanager
+def open_video(path: str) -> Iterator[tuple[InputContainer, VideoStream]]:
+    """Open ``path`` and pick its video stream as FFmpeg would, ready to decode within memory limits.
+
+    Raises VideoError: not_a_video, no_video_stream, too_large, unsupported_codec, unreadable.
+    """
+    try:
+        # FFmpeg takes what is before a colon for a protocol, unless a slash comes first.
+        container = av.open(os.path.abspath(path), metadata_errors="replace", options=FILES_ONLY)  # noqa: PTH100 - keeps links
+    except av.error.InvalidDataError as error:
+        raise VideoError("not_a_video", _why_not_a_video(path)) from error
+    except OSError as error:
+        raise VideoError("unreadable", f"cannot be read: {(error.strerror or str(error)).lower()}") from error
+    except (av.error.FFmpegError, ValueError) as error:
+        raise VideoError("not_a_video", f"not a video: {error}") from error
+    with container:
+        if container.format.name in PLAYLISTS:
+            raise VideoError("not_a_video", f"not a video: a playlist ({container.format.name}) that names other files")
+        stream = _pick_stream(container)
+        context = stream.codec_context
+        _check_size(context.width, context.height)
+        context.options = {"max_pixels": str(MAX_PIXELS)}
+        yield container, stream
+
+
+def _check_size(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise VideoError("too_large", f"{width}x{height} pixels: more than {MAX_PIXELS} are not decoded")
+    if max(width, height) > MAX_ASPECT * max(1, min(width, height)):
+        raise VideoError("too_large", f"{width}x{height} pixels: longer than {MAX_ASPECT} times its other side")
+
+
+def _pick_stream(container: InputContainer) -> VideoStream:
+    candidates = [s for s in container.streams.video if not int(s.disposition) & ATTACHED_PICTURE]
+    if not candidates:
+        kinds = sorted({"cover picture" if s.type == "video" else str(s.type) for s in container.streams})
+        raise VideoError("no_video_stream", f"no video stream (the file holds {', '.join(kinds) or 'nothing'})")
+    best = container.streams.best("video")
+    stream = best if isinstance(best, VideoStream) and best in candidates else candidates[0]
+    if stream.codec_context is None:
+        raise VideoError("unsupported_codec", "the codec of the video stream is unknown")
+    return stream
+
+
+def _why_not_a_video(path: str) -> str:
+    """Say in words what a file is that FFmpeg does not know."""
+    try:
+        with open(path, "rb") as file:  # noqa: PTH123 - surrogates in the name
+            head = file.read(4096)
+    except OSError:
+        return "not a video"
+    if head.startswith(b"version https://git-lfs"):
+        return "not a video: a Git LFS pointer, the real file was never fetched (git lfs pull)"
+    if head[4:8] in (b"ftyp", b"mdat", b"moov", b"wide", b"free"):
+        return "not a video that can be opened: an MP4 without its index (moov), cut off or never finished"
+    if _is_text(head):
+        return "not a video: a text file"
+    return "not a video: no known container"
+
+
+def _is_text(head: bytes) -> bool:
+    try:
+        text = codecs.getincrementaldecoder("utf-8-sig")().decode(head)  # the last character may be cut
+    except UnicodeDecodeError:
+        return False
+    return all(c.isprintable() or c.isspace() for c in text)

@@ -1,0 +1,247 @@
+"""Which files an archive holds: folders, globs, lists and standard input, each file once."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from sqt_fast.archive import VIDEO_SUFFIXES, VideoFile, find_videos
+from sqt_fast.errors import ConfigError
+
+
+def touch(folder: Path, *names: str | bytes) -> None:
+    for name in names:
+        path = Path(os.fsdecode(os.fsencode(folder) + b"/" + os.fsencode(name)))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"video")
+
+
+def found(*inputs: object, path_col: str = "path", stdin: tuple[str, ...] = ()) -> list[str]:
+    return [video.path for video in find_videos([str(text) for text in inputs], path_col=path_col, stdin=stdin)]
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder that is the current one."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+# Folders and files ---------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_gives_its_videos_sorted(here: Path) -> None:
+    touch(here, "v/b.mp4", "v/a/z.MKV", "v/a/deep/er/x.WebM", "v/notes.txt", "v/c.mp4.part", "v/mp4", "v/.hidden.ts")
+    assert found("v") == ["v/.hidden.ts", "v/a/deep/er/x.WebM", "v/a/z.MKV", "v/b.mp4"]
+
+
+@pytest.mark.parametrize("suffix", sorted(VIDEO_SUFFIXES))
+def test_a_suffix_counts_in_any_case(here: Path, suffix: str) -> None:
+    touch(here, f"v/a{suffix}", f"v/b{suffix.upper()}")
+    assert len(found("v")) == 2
+
+
+def test_an_empty_folder_is_refused(here: Path) -> None:
+    (here / "v").mkdir()
+    with pytest.raises(ConfigError, match="input v: no video files found there"):
+        found("v")
+
+
+def test_a_named_file_is_taken_whatever_its_name(here: Path) -> None:
+    touch(here, "clip", "clip.bin")
+    assert found("clip", "clip.bin") == ["clip", "clip.bin"]
+
+
+def test_each_file_once(here: Path) -> None:
+    touch(here, "v/a.mp4", "v/w/b.mp4")
+    assert found("v/w", "v", here / "v", "v/a.mp4", "v/../v/a.mp4", "v/*.mp4") == ["v/a.mp4", "v/w/b.mp4"]
+
+
+def test_what_a_video_says_of_its_file(here: Path) -> None:
+    touch(here, "a.mp4")
+    os.utime("a.mp4", ns=(5, 1_234_567_890_123_456_789))
+    (video,) = find_videos(["a.mp4"])
+    assert video == VideoFile("a.mp4", 5, 1_234_567_890_123_456_789, None)
+    assert video.key == ("a.mp4", 5, 1_234_567_890_123_456_789)
+
+
+def test_links_to_folders_are_followed_but_not_in_circles(here: Path) -> None:
+    touch(here, "v/a.mp4", "elsewhere/b.mp4")
+    (here / "v" / "link").symlink_to(here / "elsewhere")
+    (here / "v" / "up").symlink_to(here / "v")
+    (here / "v" / "self").symlink_to("self")
+    (here / "elsewhere" / "back").symlink_to(here / "v")
+    assert found("v") == ["v/a.mp4", "v/link/b.mp4"]
+
+
+def test_a_link_that_leads_nowhere_is_a_video_with_a_problem(here: Path) -> None:
+    (here / "v").mkdir()
+    (here / "v" / "gone.mp4").symlink_to("nothing")
+    (here / "v" / "loop.mp4").symlink_to("loop.mp4")
+    problems = [(v.path, v.size_bytes, v.problem) for v in find_videos(["v"])]
+    assert problems == [
+        ("v/gone.mp4", None, "no such file or directory"),
+        ("v/loop.mp4", None, "too many levels of symbolic links"),
+    ]
+
+
+def test_a_fifo_is_never_opened(here: Path) -> None:
+    (here / "v").mkdir()
+    os.mkfifo("v/pipe.mp4")
+    assert [(v.path, v.problem) for v in find_videos(["v"])] == [("v/pipe.mp4", "not a regular file")]
+
+
+def test_a_folder_with_a_videos_name_is_a_folder(here: Path) -> None:
+    touch(here, "v/a.mp4/b.mp4")
+    assert found("v") == found("v/a.mp4") == ["v/a.mp4/b.mp4"]
+
+
+def test_bytes_that_are_not_utf8_survive(here: Path) -> None:
+    touch(here, b"v/caf\xe9.mp4", "v/é\u2028.mp4")
+    first, second = find_videos(["v"])
+    assert os.fsencode(first.path) == b"v/caf\xe9.mp4"
+    assert first.name == "v/caf\\xe9.mp4"
+    assert second.name == "v/é\u2028.mp4"
+    assert [first.size_bytes, second.size_bytes] == [5, 5]
+    assert (first.name + second.name).encode()
+
+
+@pytest.mark.parametrize("name", ["nothing", "nothing.mp4", "v/nothing.txt", "", "n" * 300, "a\0b"])
+def test_an_input_that_is_not_there_is_refused(here: Path, name: str) -> None:
+    touch(here, "v/a.mp4")
+    with pytest.raises(ConfigError, match="no such file or folder"):
+        found(name)
+
+
+# Globs ---------------------------------------------------------------------------------------------------------------
+
+
+def test_globs(here: Path) -> None:
+    touch(here, "v/a1.mp4", "v/a2.avi", "v/a3.txt", "v/w/b.mp4", "v/w/x/c.mp4")
+    assert found("v/*") == ["v/a1.mp4", "v/a2.avi", "v/w/b.mp4", "v/w/x/c.mp4"]
+    assert found("v/a[12].*") == ["v/a1.mp4", "v/a2.avi"]
+    assert found("v/**/*.mp4") == ["v/a1.mp4", "v/w/b.mp4", "v/w/x/c.mp4"]
+    assert found(here / "v" / "a?.mp4") == [str(here / "v/a1.mp4")]
+
+
+def test_a_name_with_magic_letters_is_a_name_first(here: Path) -> None:
+    touch(here, "a[1].mp4", "a1.mp4")
+    assert found("a[1].mp4") == ["a[1].mp4"]
+
+
+def test_a_glob_without_matches_is_refused(here: Path) -> None:
+    with pytest.raises(ConfigError, match="nothing matches this pattern"):
+        found("v/*.mp4")
+
+
+# Lists ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ending", ["\n", "\r\n"], ids=["unix", "windows"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"], ids=["plain", "byte order mark"])
+def test_a_text_list(here: Path, ending: str, mark: str) -> None:
+    touch(here, "a.mp4", "b c.bin", "folder/d.mp4")
+    lines = ["a.mp4", "", "  ", "b c.bin", str(here / "folder" / "d.mp4"), "missing.mp4"]
+    (here / "list.txt").write_bytes((mark + ending.join(lines)).encode())
+    videos = find_videos(["list.txt"])
+    assert {v.path for v in videos} == {"a.mp4", "b c.bin", str(here / "folder/d.mp4"), "missing.mp4"}
+    assert [v.path for v in videos if v.problem] == ["missing.mp4"]
+    assert next(v.problem for v in videos if v.problem) == "no such file or directory"
+
+
+def test_odd_names_in_a_list(here: Path) -> None:
+    names = ["line\u2028separator.mp4", "next\x85line.mp4", "form\x0cfeed.mp4", " leading.mp4"]
+    touch(here, *names, b"caf\xe9.mp4")
+    (here / "list.txt").write_bytes("\n".join(names).encode() + b"\ncaf\xe9.mp4\n")
+    videos = find_videos(["list.txt"])
+    assert {os.fsencode(v.path) for v in videos} == {*map(os.fsencode, names), b"caf\xe9.mp4"}
+    assert not any(v.problem for v in videos)
+
+
+def test_relative_lines_count_from_here_first_then_from_the_list(here: Path) -> None:
+    touch(here, "both.mp4", "sub/both.mp4", "sub/there.mp4")
+    (here / "sub" / "list.txt").write_text("both.mp4\nthere.mp4\n")
+    assert found("sub/list.txt") == ["both.mp4", "sub/there.mp4"]
+
+
+def test_class_numbers_after_paths_are_ignored(here: Path) -> None:
+    touch(here, "a.mp4", "with space 7", "with space", "b 3.mp4")
+    (here / "list.txt").write_text("a.mp4 375\nwith space 7\nb 3.mp4 12\ngone.mp4 4\nnot a number x\n")
+    assert found("list.txt") == ["a.mp4", "b 3.mp4", "gone.mp4", "not a number x", "with space 7"]
+
+
+def test_a_csv_list(here: Path) -> None:
+    touch(here, "a.mp4", "b, c.mp4")
+    (here / "list.csv").write_text('id,video\n1,a.mp4\n2,"b, c.mp4"\n3,\n4\n')
+    assert found("list.csv", path_col="video") == ["a.mp4", "b, c.mp4"]
+
+
+@pytest.mark.parametrize("ending", ["\r\n", "\r"], ids=["windows", "old mac"])
+def test_a_csv_list_with_other_line_ends(here: Path, ending: str) -> None:
+    touch(here, "a.mp4", "b.mp4")
+    (here / "list.CSV").write_bytes("\ufeff".encode() + ending.join(["path,n", "b.mp4,1", "a.mp4,2"]).encode())
+    assert found("list.CSV") == ["a.mp4", "b.mp4"]
+
+
+def test_a_parquet_list(here: Path) -> None:
+    touch(here, "a.mp4", "b.mp4")
+    table = pa.table({"video": ["b.mp4", None, "a.mp4", "a.mp4"], "n": np.arange(4)})
+    pq.write_table(table, here / "list.parquet")
+    assert found("list.parquet", path_col="video") == ["a.mp4", "b.mp4"]
+
+
+@pytest.mark.parametrize("name", ["list.csv", "list.parquet"])
+def test_a_column_that_is_not_there_is_named(here: Path, name: str) -> None:
+    if name.endswith("csv"):
+        (here / name).write_text("video,n\na.mp4,1\n")
+    else:
+        pq.write_table(pa.table({"video": ["a.mp4"], "n": [1]}), here / name)
+    with pytest.raises(ConfigError, match=r"no column 'path'; it has video, n; name one with --path-col"):
+        found(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        pytest.param("list.csv", b"", "it has none", id="empty csv"),
+        pytest.param("list.csv", b'path\n"' + b"a" * 200_000 + b'"\n', "not CSV that can be read", id="endless field"),
+        pytest.param("list.parquet", b"", "not a Parquet file", id="empty parquet"),
+        pytest.param("list.parquet", b"path\na.mp4\n" * 9, "not a Parquet file", id="text named parquet"),
+    ],
+)
+def test_a_list_that_cannot_be_read_is_refused(here: Path, name: str, content: bytes, message: str) -> None:
+    (here / name).write_bytes(content)
+    with pytest.raises(ConfigError, match=message):
+        found(name)
+
+
+def test_an_empty_text_list_is_refused(here: Path) -> None:
+    (here / "list.txt").write_text("\n")
+    with pytest.raises(ConfigError, match="no video files found there"):
+        found("list.txt")
+
+
+def test_lines_from_standard_input(here: Path) -> None:
+    touch(here, "a.mp4", "b.bin")
+    videos = find_videos(["-"], stdin=["a.mp4\n", "\n", "b.bin 3\r\n", "gone.mp4\n"])
+    assert [(v.path, v.problem) for v in videos] == [
+        ("a.mp4", None),
+        ("b.bin", None),
+        ("gone.mp4", "no such file or directory"),
+    ]
+
+
+def test_lines_that_end_in_nul_are_videos_with_a_problem(here: Path) -> None:
+    """What ``find -print0`` gives."""
+    touch(here, "a.mp4", "b.mp4")
+    (video,) = find_videos(["-"], stdin=["a.mp4\0b.mp4\0"])
+    assert video.size_bytes is None
+    assert "null" in (video.problem or "")
+
+
+def test_a_folder_in_a_list_is_a_video_with_a_problem(here: Path) -> None:
+    touch(here, "v/a.mp4")
+    assert [(v.path, v.problem) for v in find_videos(["-"], stdin=["v\n"])] == [("v", "not a regular file")]
