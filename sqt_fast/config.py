@@ -1,0 +1,96 @@
+"""What a run is told to do: frozen, checked once, passed whole to the top."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sqt_fast.errors import ConfigError
+
+OUTPUT_SUFFIXES = (".parquet", ".csv", ".jsonl")
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a video becomes clips and a label.
+
+    short_side: pixels of the short side after resizing. crop_size: pixels of the square the network sees. num_clips:
+    None covers the video with windows. num_crops: 1 is the centre; 3 are both ends of the long side and the centre.
+    """
+
+    name: str
+    short_side: int
+    crop_size: int
+    num_clips: int | None
+    num_crops: int
+
+
+FAST = Protocol("fast", short_side=256, crop_size=224, num_clips=None, num_crops=1)
+OFFICIAL = Protocol("official", short_side=224, crop_size=224, num_clips=10, num_crops=3)
+OFFICIAL_HMDB51 = Protocol("official", short_side=286, crop_size=286, num_clips=2, num_crops=3)
+PROTOCOLS = (FAST.name, OFFICIAL.name)
+
+
+def find_protocol(name: str, weights: str) -> Protocol:
+    """Return the protocol ``name`` as the release uses it with the published ``weights``."""
+    if name == FAST.name:
+        return FAST
+    return OFFICIAL_HMDB51 if weights == "hmdb51" else OFFICIAL
+
+
+@dataclass(frozen=True)
+class IndexConfig:
+    """Everything ``sqt-fast index`` was asked for. None means "decide from the facts"."""
+
+    inputs: tuple[str, ...]
+    output: Path
+    path_col: str = "path"
+    weights: str = "k400"
+    labels: str | None = None
+    backend: str | None = None
+    device: str | None = None
+    precision: str | None = None
+    batch_size: int | None = None
+    protocol: str = "fast"
+    stride_s: float | None = None
+    target_fps: float | None = None
+    top_k: int = 5
+    level: str | None = None
+    embeddings: bool = False
+    on_error: str = "record"
+    overwrite: bool = False
+    retry_failed: bool = False
+    limit: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.output.suffix.lower() not in OUTPUT_SUFFIXES:
+            raise ConfigError(f"output {self.output}: the name must end in {', '.join(OUTPUT_SUFFIXES)}")
+        if self.output.is_dir():
+            raise ConfigError(f"output {self.output}: is a folder; give a file name, as {self.output}/labels.parquet")
+        for name, value, least, most in (
+            ("stride", self.stride_s, 1e-3, 1e9),
+            ("target-fps", self.target_fps, 1e-3, 1e3),
+        ):
+            if value is not None and not least <= value <= most:
+                raise ConfigError(f"--{name} {value:g}: must be from {least:g} to {most:g}")
+        if self.protocol == "official" and self.level == "window":
+            raise ConfigError("--level window: the official protocol gives one row a video; drop it or use fast")
+        if self.protocol == "official" and self.stride_s is not None:
+            raise ConfigError("--stride: the official protocol spreads 10 clips by itself; drop it or use fast")
+
+    @property
+    def per_window(self) -> bool:
+        """Whether a row speaks for a window (else for a whole video)."""
+        return self.level != "video" and self.protocol != "official"
+
+    def settings(self) -> dict[str, Any]:
+        """Return what must be the same for rows to share a table (weights and labels are added by their contents)."""
+        return {
+            "backend": self.backend or "auto",
+            "precision": self.precision or "auto",
+            "protocol": self.protocol,
+            "stride_s": self.stride_s,
+            "target_fps": self.target_fps,
+            "top_k": self.top_k,
+            "level": "window" if self.per_window else "video",
+            "embeddings": self.embeddings,
+        }

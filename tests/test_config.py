@@ -1,0 +1,114 @@
+"""The configuration: what is refused, and what must be the same for rows to share a table."""
+
+from dataclasses import FrozenInstanceError, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sqt_fast.config import FAST, OFFICIAL, OFFICIAL_HMDB51, IndexConfig, find_protocol
+from sqt_fast.errors import ConfigError
+
+
+def config(**options: Any) -> IndexConfig:
+    return IndexConfig(**{"inputs": ("videos",), "output": Path("labels.parquet"), **options})
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.csv", "a.jsonl", "a.PARQUET", "a.b.Csv"])
+def test_outputs_are_known_by_suffix(name: str) -> None:
+    assert config(output=Path(name)).output == Path(name)
+
+
+@pytest.mark.parametrize("name", ["a", "a.json", "a.txt", ".parquet", "a.parquet.gz", ""])
+def test_other_outputs_are_refused_with_what_is_allowed(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"\.parquet, \.csv, \.jsonl"):
+        config(output=Path(name))
+
+
+def test_a_folder_is_no_output(tmp_path: Path) -> None:
+    (tmp_path / "a.parquet").mkdir()
+    with pytest.raises(ConfigError, match="is a folder"):
+        config(output=tmp_path / "a.parquet")
+
+
+@pytest.mark.parametrize("option", ["stride_s", "target_fps"])
+@pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf"), 1e-9])
+def test_rates_that_cannot_work(option: str, value: float) -> None:
+    with pytest.raises(ConfigError, match=f"--{'stride' if option == 'stride_s' else 'target-fps'} .*must be from"):
+        config(**{option: value})
+
+
+def test_a_rate_that_would_fill_the_memory_is_refused() -> None:
+    with pytest.raises(ConfigError, match="--target-fps 1e\\+12"):
+        config(target_fps=1e12)
+
+
+@pytest.mark.parametrize("options", [{"stride_s": 1.0}, {"level": "window"}])
+def test_official_takes_no_windows(options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="official protocol"):
+        config(protocol="official", **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "per_window"),
+    [
+        ({}, True),
+        ({"level": "window"}, True),
+        ({"level": "video"}, False),
+        ({"protocol": "official"}, False),
+        ({"protocol": "official", "level": "video"}, False),
+    ],
+)
+def test_level(options: dict[str, Any], per_window: bool) -> None:
+    assert config(**options).per_window is per_window
+    assert config(**options).settings()["level"] == ("window" if per_window else "video")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"backend": "eager"},
+        {"precision": "bf16"},
+        {"protocol": "official"},
+        {"stride_s": 1.0},
+        {"target_fps": 10.0},
+        {"top_k": 3},
+        {"level": "video"},
+        {"embeddings": True},
+    ],
+    ids=str,
+)
+def test_what_changes_rows_is_a_setting(change: dict[str, Any]) -> None:
+    assert config(**change).settings() != config().settings()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"inputs": ("more",)},
+        {"batch_size": 3},
+        {"limit": 1},
+        {"retry_failed": True},
+        {"overwrite": True},
+        {"on_error": "fail"},
+        {"level": "window"},
+        {"path_col": "file"},
+    ],
+    ids=str,
+)
+def test_what_does_not_change_rows_is_no_setting(change: dict[str, Any]) -> None:
+    assert config(**change).settings() == config().settings()
+
+
+def test_frozen() -> None:
+    with pytest.raises(FrozenInstanceError):
+        config().top_k = 3  # type: ignore[misc]
+    with pytest.raises(ConfigError):
+        replace(config(), output=Path("a.txt"))
+
+
+def test_protocols() -> None:
+    assert find_protocol("fast", "hmdb51") is FAST
+    assert find_protocol("official", "k400") is OFFICIAL
+    assert find_protocol("official", "some/file.pth") is OFFICIAL
+    assert find_protocol("official", "hmdb51") is OFFICIAL_HMDB51

@@ -1,0 +1,501 @@
+"""Decoded frames: the right picture under the right number, the right way up, and an honest report of damage."""
+
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+from typing import NamedTuple
+
+import av
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sqt_fast import decode as decode_module
+from sqt_fast import samples
+from sqt_fast.archive import find_videos
+from sqt_fast.decode import DecodeReport, HostDecoder, upright
+from sqt_fast.errors import VideoError
+from sqt_fast.pipelines.resize import HostResizer
+from sqt_fast.probe import Orientation, Probe, probe
+from sqt_fast.samples import FORMATS, Format
+from sqt_fast.scenes import Scene, draw, random_scene
+
+UInt8 = NDArray[np.uint8]
+SIZE, FPS = (96, 64), Fraction(25)
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> Iterator[None]:
+    """Keep what FFmpeg says of broken files out of the output."""
+    before = av.logging.get_level()
+    av.logging.set_level(None)
+    yield
+    av.logging.set_level(before)
+
+
+def look(path: Path) -> Probe:
+    (video,) = find_videos([str(path)])
+    return probe(video)
+
+
+def scene() -> Scene:
+    """A shape that crosses the picture steadily: no two frames of 1.5 seconds are alike."""
+    return replace(random_scene("right", 3), phase=0.2, rate_hz=0.45)
+
+
+def encode(path: Path, form: Format, seconds: float = 1.2) -> list[int]:
+    """Write the scene; return the ticks of 1 / form.fps at which frames begin, and at last the one where it ends."""
+    edges = samples._frame_edges(form, seconds, [1])
+    with samples._silent_svt():
+        samples._encode(path, form, draw(scene(), (float(t / form.fps) for t in edges[:-1]), form.size), edges)
+    return edges
+
+
+def video(folder: Path, container: str = "mp4", encoder: str = "libx264", **options: str) -> Path:
+    path = folder / f"video.{container}"
+    encode(path, Format(container, encoder, "yuv420p", SIZE, FPS, options))
+    return path
+
+
+class Copy:
+    """A resize that changes nothing and counts what it is given."""
+
+    def __init__(self) -> None:
+        self.chunks: list[int] = []
+
+    def __call__(self, frames: UInt8) -> Tensor:
+        self.chunks.append(len(frames))
+        return torch.from_numpy(frames)
+
+
+class Decoded(NamedTuple):
+    numbers: list[int]
+    images: UInt8
+    report: DecodeReport
+
+
+def decode(facts: Probe, wanted: list[int] | None = None, *, num_threads: int = 1) -> Decoded:
+    """Decode at full size, all frames unless some are ``wanted``; chunks are kept and read at the end."""
+    report = DecodeReport()
+    numbers = np.arange(facts.num_frames) if wanted is None else np.array(wanted, np.int64)
+    chunks = list(HostDecoder(Copy(), num_threads=num_threads).frames(facts, numbers, report))
+    images = torch.cat([chunk.images for chunk in chunks]) if chunks else torch.empty(0)
+    return Decoded([n for chunk in chunks for n in chunk.numbers], images.numpy(), report)
+
+
+def plainly(path: Path) -> UInt8:
+    """Decode with PyAV alone, every frame, stored way up."""
+    with av.open(str(path)) as container:
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    return np.stack(frames).astype(np.uint8)
+
+
+# The right picture under the right number ----------------------------------------------------------------------------
+
+OTHERS = [
+    Format("mpg", "mpeg2video", "yuv420p", SIZE, FPS, {"bf": "2"}),
+    Format("mpg", "libx264", "yuv420p", SIZE, FPS, {"bf": "3"}),
+    Format("flv", "libx264", "yuv420p", SIZE, FPS, {"bf": "3"}),
+    Format("mxf", "libx264", "yuv420p", SIZE, FPS, {"bf": "3"}),
+    Format("mxf", "mpeg2video", "yuv420p", SIZE, FPS, {"bf": "2"}),
+    Format("asf", "libx264", "yuv420p", SIZE, FPS, {"bf": "3"}),
+    Format("asf", "mpeg4", "yuv420p", SIZE, FPS, {"bf": "2"}),
+    Format("avi", "libx264", "yuv420p", SIZE, FPS, {"bf": "3"}),
+    Format("avi", "mpeg4", "yuv420p", SIZE, FPS, {"bf": "2"}),
+    Format("h264", "libx264", "yuv420p", SIZE, FPS, {"bf": "3"}),
+    Format("m2v", "mpeg2video", "yuv420p", SIZE, FPS, {"bf": "2"}),
+    Format("mp4", "libx264", "yuv444p", SIZE, FPS, {"bf": "3", "x264-params": "open-gop=1:keyint=9"}),
+    Format("mkv", "ffv1", "yuv444p", SIZE, FPS),
+]
+
+
+@pytest.mark.parametrize(
+    "form", [*FORMATS, *OTHERS], ids=lambda f: f"{f.encoder}.{f.container}-{f.fps}-{len(f.ticks)}-{f.rotation}"
+)
+def test_each_number_shows_its_moment(form: Format, tmp_path: Path) -> None:
+    """Against the scene itself: of the moments nearby, the frame's own time must fit its pixels best."""
+    form, _ = samples._available(form)
+    path = tmp_path / f"a.{form.container}"
+    edges = encode(path, form)
+    facts = look(path)
+    seen = decode(facts)
+    assert seen.numbers == list(range(len(edges) - 1)) == list(range(facts.num_frames))
+    assert seen.images.shape == (len(seen.numbers), form.size[1], form.size[0], 3)
+    moments = facts.times_s - facts.times_s[0]
+    drawn = np.stack(list(draw(scene(), moments, form.size)))[:, ::2, ::2].astype(np.float32)
+    for number, image in zip(seen.numbers, seen.images[:, ::2, ::2].astype(np.float32), strict=True):
+        nearby = range(max(0, number - 4), min(len(drawn), number + 5))
+        losses = {k: float(np.abs(drawn[k] - image).mean()) for k in nearby}
+        assert min(losses, key=losses.__getitem__) == number, losses
+        assert losses[number] < 8
+    assert seen.report == DecodeReport(
+        frames_decoded=facts.num_frames, packets_read=facts.packets_read, last_number=facts.num_frames - 1
+    )
+
+
+PLAIN = ["mp4", "mkv", "ts", "avi", "h264"]
+
+
+@pytest.mark.parametrize("container", PLAIN)
+@pytest.mark.parametrize("num_threads", [1, 2])
+def test_pixels_are_pyavs(container: str, num_threads: int, tmp_path: Path) -> None:
+    path = video(tmp_path, container, bf="2")
+    seen = decode(look(path), num_threads=num_threads)
+    assert np.array_equal(seen.images, plainly(path))
+
+
+@pytest.mark.parametrize(
+    ("space", "colours"), [("bt709", "tv"), ("smpte170m", "tv"), ("bt709", "pc")], ids=lambda name: str(name)
+)
+def test_colours_follow_the_streams_matrix_and_range(space: str, colours: str, tmp_path: Path) -> None:
+    """Flat red, stored with each matrix and range by hand, comes out red."""
+    kr, kb = {"bt709": (0.2126, 0.0722), "smpte170m": (0.299, 0.114)}[space]
+    red = np.array([200, 30, 60]) / 255
+    luma = kr * red[0] + (1 - kr - kb) * red[1] + kb * red[2]
+    blue, violet = (red[2] - luma) / (2 - 2 * kb), (red[0] - luma) / (2 - 2 * kr)
+    scale, black, swing = (219, 16, 224) if colours == "tv" else (255, 0, 255)
+    planes = (black + scale * luma, 128 + swing * blue, 128 + swing * violet)
+    path = tmp_path / "red.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", FPS, options={"qp": "0"})
+        assert isinstance(stream, av.VideoStream)
+        stream.width, stream.height, stream.pix_fmt = *SIZE, "yuv444p"
+        stream.codec_context.colorspace = {"bt709": 1, "smpte170m": 6}[space]
+        stream.codec_context.color_range = {"tv": 1, "pc": 2}[colours]
+        frame = av.VideoFrame(*SIZE, "yuv444p")
+        for plane, level in zip(frame.planes, planes, strict=True):
+            plane.update(bytes([round(level)]) * plane.buffer_size)
+        frame.pts, frame.time_base = 0, 1 / FPS
+        frame.colorspace = stream.codec_context.colorspace
+        frame.color_range = stream.codec_context.color_range
+        container.mux([*stream.encode(frame), *stream.encode(None)])
+    (image,) = decode(look(path)).images
+    assert np.abs(image.astype(int) - (200, 30, 60)).max() <= 3
+
+
+def test_only_wanted_frames_are_converted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = video(tmp_path, bf="3")
+    facts = look(path)
+    everything = decode(facts).images
+    converted: list[int] = []
+    convert = decode_module._rgb
+
+    def counting(frame: av.VideoFrame, width: int, height: int) -> UInt8:
+        converted.append(width * height)
+        return convert(frame, width, height)
+
+    monkeypatch.setattr(decode_module, "_rgb", counting)
+    seen = decode(facts, [0, 3, 4, 17, 29])
+    assert seen.numbers == [0, 3, 4, 17, 29]
+    assert len(converted) == 5
+    assert np.array_equal(seen.images, everything[seen.numbers])
+    assert seen.report.frames_decoded == 30, "the rest must be decoded too, to know of damage"
+
+
+def test_nothing_wanted_gives_nothing(tmp_path: Path) -> None:
+    seen = decode(look(video(tmp_path)), [])
+    assert seen.numbers == []
+    assert seen.report.frames_decoded == 30
+
+
+def test_chunks_are_bounded_and_keep_their_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = video(tmp_path)
+    monkeypatch.setattr(decode_module, "CHUNK_BYTES", 7 * SIZE[0] * SIZE[1] * 3 + 5)
+    resize = Copy()
+    chunks = HostDecoder(resize).frames(look(path), np.arange(30), DecodeReport())
+    kept, copies = [], []
+    for chunk in chunks:
+        kept.append(chunk)
+        copies.append(chunk.images.clone())
+    assert resize.chunks == [7, 7, 7, 7, 2]
+    assert [len(chunk.numbers) for chunk in kept] == [7, 7, 7, 7, 2]
+    assert all(torch.equal(chunk.images, copy) for chunk, copy in zip(kept, copies, strict=True))
+    assert np.array_equal(torch.cat(copies).numpy(), plainly(path))
+
+
+def test_a_picture_larger_than_a_chunk_is_a_chunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decode_module, "CHUNK_BYTES", 1)
+    resize = Copy()
+    assert len(list(HostDecoder(resize).frames(look(video(tmp_path)), np.arange(30), DecodeReport()))) == 30
+    assert resize.chunks == [1] * 30
+
+
+def test_resized_chunks_keep_their_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With DALI, whose outputs share memory that it owns."""
+    path = video(tmp_path)
+    monkeypatch.setattr(decode_module, "CHUNK_BYTES", 4 * SIZE[0] * SIZE[1] * 3)
+    chunks = list(HostDecoder(HostResizer(48)).frames(look(path), np.arange(30), DecodeReport()))
+    alone = HostResizer(48)
+    for chunk in chunks:
+        assert chunk.images.shape[1:] == (48, 72, 3)
+        assert torch.equal(chunk.images, alone(np.ascontiguousarray(plainly(path)[chunk.numbers])))
+
+
+def test_pictures_of_another_size_are_scaled_to_the_first(tmp_path: Path) -> None:
+    parts = [(96, 64), (160, 128)]
+    for k, size in enumerate(parts):
+        encode(tmp_path / f"{k}.h264", Format("h264", "libx264", "yuv420p", size, FPS, {"bf": "0"}))
+    path = tmp_path / "both.h264"
+    path.write_bytes(b"".join((tmp_path / f"{k}.h264").read_bytes() for k in range(2)))
+    seen = decode(look(path))
+    assert seen.numbers == list(range(60))
+    assert seen.images.shape == (60, 64, 96, 3)
+    drawn = np.stack(list(draw(scene(), [k / 25 for k in range(30)], (96, 64)))).astype(int)
+    assert np.abs(seen.images[:30] - drawn).mean() < 6
+    assert np.abs(seen.images[30:] - drawn).mean() < 8
+
+
+@pytest.mark.parametrize("default", [0, 1], ids=["first", "second"])
+def test_the_probed_stream_is_decoded(default: int, tmp_path: Path) -> None:
+    path = tmp_path / "two.mkv"
+    with av.open(str(path), "w") as container:
+        streams: list[av.VideoStream] = []
+        for size in ((64, 48), (160, 128)):
+            stream = container.add_stream("mpeg4", FPS)
+            assert isinstance(stream, av.VideoStream)
+            stream.width, stream.height = size
+            stream.disposition = av.stream.Disposition(len(streams) == default)
+            streams.append(stream)
+        for k, stream in enumerate(streams):
+            for pixels in draw(random_scene("left", k), np.arange(8) / 25, (stream.width, stream.height)):
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+            container.mux(stream.encode(None))
+    facts = look(path)
+    assert facts.stream_index == default
+    drawn = np.stack(list(draw(random_scene("left", default), np.arange(8) / 25, ((64, 48), (160, 128))[default])))
+    assert np.abs(decode(facts).images.astype(int) - drawn).mean() < 6
+
+
+def test_a_file_that_has_gone_is_said_so(tmp_path: Path) -> None:
+    path = video(tmp_path)
+    facts = look(path)
+    path.unlink()
+    with pytest.raises(VideoError, match="no such file"):
+        decode(facts)
+
+
+# The right way up ----------------------------------------------------------------------------------------------------
+
+MATRICES = {  # a, b, c, d of ISO 14496-12: shown x = a x + c y, shown y = b x + d y
+    "as it is": (1, 0, 0, 1),
+    "a quarter clockwise": (0, 1, -1, 0),
+    "upside down": (-1, 0, 0, -1),
+    "a quarter anticlockwise": (0, -1, 1, 0),
+    "mirrored": (-1, 0, 0, 1),
+    "mirrored top to bottom": (1, 0, 0, -1),
+    "transposed": (0, 1, 1, 0),
+    "transposed the other way": (0, -1, -1, 0),
+}
+
+
+def with_matrix(path: Path, a: int, b: int, c: int, d: int) -> None:
+    """Write the display matrix into the track header of an MP4."""
+    data = bytearray(path.read_bytes())
+    at = data.index(b"tkhd") + 4
+    at += 40 if data[at] == 0 else 52
+    numbers = [a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30]
+    data[at : at + 36] = b"".join(number.to_bytes(4, "big", signed=True) for number in numbers)
+    path.write_bytes(data)
+
+
+def moved(image: UInt8, a: int, b: int, c: int, d: int) -> UInt8:
+    """Move every pixel to where the matrix puts it."""
+    height, width, _ = image.shape
+    y, x = np.mgrid[:height, :width]
+    across, down = a * x + c * y, b * x + d * y
+    across, down = across - across.min(), down - down.min()
+    out = np.zeros((down.max() + 1, across.max() + 1, 3), np.uint8)
+    out[down, across] = image
+    return out
+
+
+def autorotated(path: Path, size: tuple[int, int], *, stream: int = 0) -> UInt8:
+    """Return the first frame of a stream as ffmpeg shows it."""
+    command = ["ffmpeg", "-v", "quiet", "-i", str(path), "-map", f"0:{stream}", "-frames:v", "1"]
+    command += ["-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
+    raw = subprocess.run(command, capture_output=True, check=True).stdout
+    return np.frombuffer(raw, np.uint8).reshape(size[1], size[0], 3)
+
+
+def assert_shown_alike(ours: UInt8, theirs: UInt8) -> None:
+    """Of all ways to hold the picture, ours is the one nearest to theirs, and near."""
+    ways = {name: moved(ours, *matrix) for name, matrix in MATRICES.items()}
+    losses = {
+        name: float(np.abs(way.astype(int) - theirs).mean()) for name, way in ways.items() if way.shape == theirs.shape
+    }
+    assert min(losses, key=losses.__getitem__) == "as it is", losses
+    assert losses["as it is"] < 6
+
+
+@pytest.mark.parametrize("matrix", MATRICES.values(), ids=MATRICES)
+def test_pictures_are_turned_as_the_matrix_says(matrix: tuple[int, int, int, int], tmp_path: Path) -> None:
+    path = video(tmp_path)
+    stored = plainly(path)
+    with_matrix(path, *matrix)
+    seen = decode(look(path), [0, 7])
+    for image, number in zip(seen.images, seen.numbers, strict=True):
+        assert np.array_equal(image, moved(stored[number], *matrix))
+    if shutil.which("ffmpeg") is not None:
+        size = SIZE if matrix[0] else SIZE[::-1]
+        assert_shown_alike(seen.images[0], autorotated(path, size))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.bfloat16], ids=str)
+def test_upright_takes_any_dtype(dtype: torch.dtype) -> None:
+    images = torch.arange(2 * 3 * 5 * 3).reshape(2, 3, 5, 3).to(dtype)
+    turned = upright(images, Orientation(-90, transpose=True, flip_x=True))
+    assert turned.shape == (2, 5, 3, 3)
+    assert torch.equal(turned, torch.rot90(images, -1, (1, 2)))
+
+
+ROTATED = {
+    "androidx_sample_edit_list.mp4": (1080, 1920),
+    "androidx_internal_emulator_transformer_output_270_rotated.mp4": (720, 1280),
+    "androidx_pixel-motion-photo-2-hevc-tracks.mp4": (768, 1024),
+    "decord_video_90.mov": (320, 568),
+}
+
+
+@pytest.mark.parametrize("name", ROTATED)
+def test_real_files_stand_as_ffmpeg_shows_them(name: str, shared: Path) -> None:
+    if shutil.which("ffmpeg") is None:
+        pytest.skip("no ffmpeg here")
+    path = shared / "videos" / name
+    facts = look(path)
+    (image,) = decode(facts, [0]).images
+    assert image.shape[1::-1] == ROTATED[name]
+    assert_shown_alike(image, autorotated(path, ROTATED[name], stream=facts.stream_index))
+
+
+# Damage --------------------------------------------------------------------------------------------------------------
+
+
+def spoil(path: Path, numbers: list[int], *, whole: bool) -> Path:
+    """Overwrite the packets of some frames of an MP4 without B-frames: all of each, or its end."""
+    with av.open(str(path)) as container:
+        packets = [(p.pos, p.size) for p in container.demux(video=0) if p.pos is not None and p.size]
+    data = bytearray(path.read_bytes())
+    for number in numbers:
+        start, size = packets[number]
+        first = start + 4 if whole else start + size // 2
+        data[first : start + size] = b"\xff" * (start + size - first)
+    path.write_bytes(data)
+    return path
+
+
+def test_refused_packets_are_lost_frames_and_shift_nothing(tmp_path: Path) -> None:
+    path = video(tmp_path, bf="0", g="10")
+    sound = plainly(path)
+    facts = look(path)
+    spoil(path, [14, 15], whole=True)
+    seen = decode(facts)
+    assert seen.report.rejected == 2
+    assert seen.report.lost == [14, 15]
+    assert seen.report.frames_decoded == 28
+    assert seen.report.last_number == 29
+    assert seen.numbers == [n for n in range(30) if n not in (14, 15)]
+    assert np.array_equal(seen.images[:14], sound[:14])
+    assert np.array_equal(seen.images[-10:], sound[20:]), "a key frame makes all good again"
+
+
+def test_the_last_frames_may_be_lost(tmp_path: Path) -> None:
+    path = video(tmp_path, bf="0")
+    facts = look(path)
+    spoil(path, [28, 29], whole=True)
+    seen = decode(facts)
+    assert (seen.report.last_number, seen.report.rejected, seen.report.lost) == (27, 2, [])
+    assert seen.numbers == list(range(28))
+
+
+def test_concealed_frames_are_said_to_be_damaged(tmp_path: Path) -> None:
+    path = video(tmp_path, bf="0", g="10")
+    facts = look(path)
+    spoil(path, [13], whole=False)
+    seen = decode(facts)
+    assert seen.numbers == list(range(30))
+    assert seen.report.damaged == [13]
+    assert seen.report.lost == []
+
+
+def test_a_packet_that_is_cut_off_ends_the_video(tmp_path: Path) -> None:
+    path = video(tmp_path, "mkv", bf="0", g="5")
+    facts = look(path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    report = decode(facts).report
+    assert 0 < report.last_number < 29
+    assert report.lost == []
+
+
+def damage_to(path: Path) -> tuple[int, list[int], list[int]]:
+    """Decode with PyAV alone: refused packets, ranks of packets without a picture, ranks of concealed pictures.
+
+    On one thread: how much is concealed depends on the number.
+    """
+    sent, came, concealed, rejected = [], set(), set(), 0
+    with av.open(str(path)) as container:
+        container.streams.video[0].thread_type = "NONE"
+        for packet in container.demux(video=0):
+            if packet.size:
+                sent.append(packet.pts or 0)
+            try:
+                frames = packet.decode()
+            except av.error.InvalidDataError:
+                rejected += 1
+                continue
+            came |= {frame.pts for frame in frames}
+            concealed |= {frame.pts for frame in frames if frame.is_corrupt}
+    ranks = list(enumerate(sorted(sent)))
+    return rejected, [r for r, pts in ranks if pts not in came], [r for r, pts in ranks if pts in concealed]
+
+
+DAMAGED = {  # name: decoded frames, refused packets; as MANIFEST.md has it
+    "decord_corrupted.mp4": (49, 1),
+    "derived_bitflips_h264.mp4": (279, 1),
+    "derived_truncated_60pct.mkv": (49, 0),
+    "derived_truncated_midpacket.ts": (150, 0),
+    "derived_truncated_noidx1.avi": (133, 0),
+    "libwebm_block_ends_beyond_cluster.mkv": (1, 0),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_real_damage_is_reported(name: str, shared: Path) -> None:
+    path = shared / "videos" / "broken" / name
+    facts = look(path)
+    report = decode(facts, []).report
+    assert (report.frames_decoded, report.rejected) == DAMAGED[name]
+    assert report.last_number == facts.num_frames - 1
+    assert (report.rejected, report.lost, report.damaged) == damage_to(path)
+    assert bool(report.damaged) == (path.suffix != ".mkv"), "a cut between two packets leaves no damaged picture"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "mp4parser_count-video.mp4",
+        "decord_unordered.mov",
+        "torchcodec_h264_10bits.mp4",
+        "mma_test.avi",
+        "decord_video_90.mov",
+    ],
+)
+def test_real_files_are_decoded_as_by_pyav(name: str, shared: Path) -> None:
+    path = shared / "videos" / name
+    facts = look(path)
+    sound = plainly(path)
+    seen = decode(facts)
+    assert seen.numbers == list(range(len(sound)))
+    assert np.array_equal(seen.images, upright(torch.from_numpy(sound), facts.orientation).numpy())
+    assert (seen.report.rejected, seen.report.lost, seen.report.damaged) == (0, [], [])
+
+
+def test_a_real_change_of_size(shared: Path) -> None:
+    seen = decode(look(shared / "videos" / "vpf_test_res_change.h264"))
+    assert seen.numbers == list(range(96))
+    assert seen.images.shape == (96, 464, 848, 3)
+    assert np.abs(seen.images[49].astype(int) - seen.images[48]).mean() < 12, "the same shot, as large as before"

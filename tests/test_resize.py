@@ -1,0 +1,131 @@
+"""The host resize, against OpenCV's bilinear resize and mmcv's rule for the size."""
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from sqt_fast.pipelines.resize import HostResizer
+
+UInt8 = NDArray[np.uint8]
+
+
+def picture(height: int, width: int, num_frames: int = 2) -> UInt8:
+    """Edges, texture and noise: discs over a gradient, another for each frame."""
+    rng = np.random.default_rng([height, width, num_frames])
+    frames = np.empty((num_frames, height, width, 3), np.uint8)
+    for frame in frames:
+        frame[:] = np.linspace(0, 255, width)[:, None]
+        for _ in range(40):
+            centre = (int(rng.integers(width)), int(rng.integers(height)))
+            colour = tuple(map(int, rng.integers(0, 256, 3)))
+            cv2.circle(frame, centre, int(rng.integers(2, max(3, min(height, width) // 4))), colour, -1)
+        frame[: height // 2] ^= rng.integers(0, 32, (height // 2, width, 3), np.uint8)
+    return frames
+
+
+def new_size(height: int, width: int, short_side: int) -> tuple[int, int]:
+    """Return what mmcv's ``rescale_size`` gives."""
+    scale = short_side / min(height, width)
+    return int(height * scale + 0.5), int(width * scale + 0.5)
+
+
+def opencv(frames: UInt8, short_side: int) -> NDArray[np.int64]:
+    height, width = new_size(frames.shape[1], frames.shape[2], short_side)
+    return np.stack([cv2.resize(f, (width, height), interpolation=cv2.INTER_LINEAR) for f in frames]).astype(np.int64)
+
+
+@pytest.fixture(scope="module")
+def resizers() -> dict[int, HostResizer]:
+    return {short_side: HostResizer(short_side) for short_side in (64, 224, 256, 286)}
+
+
+SIZES = {
+    "landscape down": (480, 640),
+    "landscape down a lot": (720, 1280),
+    "landscape up": (150, 200),
+    "portrait": (426, 240),
+    "portrait down": (640, 360),
+    "square": (300, 300),
+    "odd": (241, 333),
+    "very wide": (70, 401),
+    "twice as small": (112, 200),
+    "one pixel too many": (257, 345),
+    "the long side is as wanted": (160, 256),
+}
+
+
+@pytest.mark.parametrize("short_side", [224, 256, 286])
+@pytest.mark.parametrize(("height", "width"), SIZES.values(), ids=SIZES)
+def test_equals_opencv(resizers: dict[int, HostResizer], height: int, width: int, short_side: int) -> None:
+    frames = picture(height, width)
+    resized = resizers[short_side](frames)
+    wanted = opencv(frames, short_side)
+    assert resized.dtype == torch.uint8
+    assert tuple(resized.shape) == wanted.shape
+    assert min(resized.shape[1:3]) == short_side
+    difference = np.abs(resized.numpy() - wanted)
+    assert difference.max() <= 1
+    assert difference.mean() < 0.2
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    height=st.integers(16, 300),
+    width=st.integers(16, 300),
+    num_frames=st.integers(1, 4),
+    short_side=st.sampled_from([64, 224]),
+)
+def test_equals_opencv_at_any_size(
+    resizers: dict[int, HostResizer], height: int, width: int, num_frames: int, short_side: int
+) -> None:
+    frames = picture(height, width, num_frames)
+    resized = resizers[short_side](frames)
+    halves, rest = divmod(2 * max(height, width) * short_side, min(height, width))
+    assume(rest or halves % 2 == 0)  # a side of exactly so many and a half may be rounded either way
+    difference = np.abs(resized.numpy() - opencv(frames, short_side))
+    assert difference.max() <= 1
+    assert difference.mean() < 0.2
+
+
+@pytest.mark.parametrize("short_side", [224, 256, 286])
+def test_size_of_common_formats_is_mmcvs(resizers: dict[int, HostResizer], short_side: int) -> None:
+    common = [(144, 176), (180, 320), (240, 320), (240, 426), (270, 480), (288, 352), (256, 340), (360, 640)]
+    common += [(480, 640), (480, 854), (480, 720), (576, 720), (576, 1024), (720, 1280), (1080, 1920), (1280, 720)]
+    common += [(426, 240), (568, 320), (848, 480), (170, 400), (136, 320), (191, 255), (642, 642), (1080, 608)]
+    for height, width in common:
+        shape = resizers[short_side](np.zeros((1, height, width, 3), np.uint8)).shape
+        assert tuple(shape) == (1, *new_size(height, width, short_side), 3), (height, width)
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 90), (90, 64), (64, 64)], ids=["landscape", "portrait", "square"])
+def test_the_right_size_is_left_as_it_is(resizers: dict[int, HostResizer], height: int, width: int) -> None:
+    frames = picture(height, width, 3)
+    assert np.array_equal(resizers[64](frames).numpy(), frames)
+
+
+def test_each_frame_of_a_chunk_is_resized_alone(resizers: dict[int, HostResizer]) -> None:
+    frames = picture(100, 140, 7)
+    together = resizers[64](frames)
+    for i, frame in enumerate(frames):
+        assert torch.equal(resizers[64](frame[None])[0], together[i])
+
+
+def test_results_outlive_later_calls(resizers: dict[int, HostResizer]) -> None:
+    """DALI owns the memory of its outputs; what was returned must not be written over."""
+    resize = resizers[64]
+    chunks = [picture(80 + i % 3, 120, 1 + i % 5) for i in range(40)]
+    kept = [resize(chunk) for chunk in chunks]
+    copies = [resize(chunk).clone() for chunk in chunks]
+    assert all(torch.equal(a, b) for a, b in zip(kept, copies, strict=True))
+    assert len({tensor.data_ptr() for tensor in kept}) == len(kept)
+
+
+def test_frames_are_left_alone(resizers: dict[int, HostResizer]) -> None:
+    frames = picture(80, 120)
+    before = frames.copy()
+    resizers[64](frames)
+    assert np.array_equal(frames, before)
