@@ -1,0 +1,33 @@
+"""The eager backend: the folded network, channels last, run by PyTorch as it is."""
+
+import torch
+from torch import Tensor, nn
+
+from sqt_fast.fold import fold
+from sqt_fast.model import SqueezeTime
+
+
+class LogitsAndEmbeddings(nn.Module):
+    """The folded network with both outputs. clips (B, 48, S, S) -> logits (B, K), embeddings (B, C), float32."""
+
+    def __init__(self, model: SqueezeTime) -> None:
+        super().__init__()
+        self.net = fold(model)
+
+    def forward(self, clips: Tensor) -> tuple[Tensor, Tensor]:
+        embeddings = self.net.embed(clips)
+        return self.net.classify(embeddings).float(), embeddings.float()
+
+
+class EagerBackend:
+    """Runs everywhere. See ``backends.Backend``."""
+
+    def __init__(self, model: SqueezeTime, *, device: str, dtype: torch.dtype, batch_size: int, size: int) -> None:
+        del batch_size, size  # any shape will do
+        self.device, self.dtype = device, dtype
+        self.net = LogitsAndEmbeddings(model).to(device, dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    @torch.inference_mode()
+    def run(self, clips: Tensor) -> tuple[Tensor, Tensor]:
+        logits, embeddings = self.net(clips.to(self.device, self.dtype, memory_format=torch.channels_last))
+        return logits.cpu(), embeddings.cpu()

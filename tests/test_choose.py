@@ -1,0 +1,233 @@
+"""The choice of device, precision and backend: by measurement, with the reason, and never against it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from sqt_fast import choose as module
+from sqt_fast.choose import Choice, choose, find_device, open_backend
+from sqt_fast.config import IndexConfig
+from sqt_fast.errors import BackendError, ConfigError
+from sqt_fast.model import SqueezeTime
+
+SIZE = 32
+
+
+class Fake:
+    """A backend that does nothing."""
+
+    def __init__(self, name: str, precision: str) -> None:
+        self.name, self.precision = name, precision
+        self.dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+
+    def run(self, clips: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.zeros(len(clips), 7), torch.zeros(len(clips), 3)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache folder, a compiler, and no GPU."""
+    monkeypatch.setenv("SQT_FAST_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("sqt_fast.compiled.why_not", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def speeds(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, str], float]:
+    """Seconds a clip by (backend, precision): what the fake stop-watch shows."""
+    table = {("eager", "fp32"): 1.0, ("eager", "bf16"): 1.0, ("compile", "fp32"): 1.0, ("compile", "bf16"): 1.0}
+
+    def load(name: str, model: SqueezeTime, *, precision: str, **shape: Any) -> Fake:
+        return Fake(name, precision)
+
+    monkeypatch.setattr(module, "load_backend", load)
+    monkeypatch.setattr(module, "_seconds_a_clip", lambda b, batch_size, size: table[b.name, b.precision])
+    return table
+
+
+def config(**options: Any) -> IndexConfig:
+    return IndexConfig(**{"inputs": ("x",), "output": Path("t.csv"), **options})
+
+
+def remember(model: SqueezeTime, cache: Path, precision: str = "fp32", **seconds: float) -> None:
+    cache.mkdir()
+    key = module._key(model, "cpu", precision, module.CPU_BATCH, SIZE)
+    (cache / "tuning.json").write_text(json.dumps({key: seconds}))
+
+
+# -- device -----------------------------------------------------------------------------------------------------------
+
+
+def test_auto_is_the_cpu_without_a_gpu() -> None:
+    assert find_device(None) == find_device("auto") == find_device("cpu") == "cpu"
+
+
+def test_auto_is_the_gpu_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert find_device(None) == "cuda"
+    assert find_device("cuda:1") == "cuda:1"
+    with pytest.raises(ConfigError, match="--device cuda:2: this machine has 2 CUDA devices"):
+        find_device("cuda:2")
+
+
+@pytest.mark.parametrize("asked", ["cuda", "cuda:0", "cuda:7"])
+def test_a_gpu_that_is_not_there(asked: str) -> None:
+    with pytest.raises(ConfigError, match=f"--device {asked}: this machine has 0 CUDA devices; use cpu"):
+        find_device(asked)
+
+
+@pytest.mark.parametrize(
+    "asked", ["banana", "cuda:", "cuda:x", "cuda:-1", "cudax", "CPU", "cpu:0", "mps", "", "cuda\n"]
+)
+def test_what_is_no_device(asked: str) -> None:
+    with pytest.raises(ConfigError, match="no such device; use auto, cpu, cuda or cuda:N"):
+        find_device(asked)
+
+
+# -- precision --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("fp32", "bf16", "faster"), [(1.0, 0.5, "bf16"), (0.5, 1.0, "fp32"), (1.0, 0.97, "fp32")])
+def test_precision_is_the_faster_one_and_fp32_if_equal(
+    tiny_model: SqueezeTime, speeds: dict[tuple[str, str], float], fp32: float, bf16: float, faster: str
+) -> None:
+    speeds["eager", "fp32"], speeds["eager", "bf16"] = fp32, bf16
+    choice = choose(config(backend="eager"), tiny_model, num_clips=1, size=SIZE)
+    assert choice.precision == faster
+    assert f"{faster} because measured here" in choice.reason
+    assert f"fp32 {fp32 * 1000:.0f} ms" in choice.reason
+    assert f"bf16 {bf16 * 1000:.0f} ms" in choice.reason
+
+
+def test_what_was_asked_for_is_not_measured(tiny_model: SqueezeTime, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "load_backend", None)
+    choice = choose(
+        config(backend="compile", precision="bf16", batch_size=3, device="cpu"), tiny_model, num_clips=9, size=SIZE
+    )
+    assert choice == Choice("compile", "bf16", "cpu", 3, "as asked")
+
+
+# -- eager or compile -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("num_clips", "backend"), [(10, "eager"), (99, "eager"), (101, "compile"), (10**6, "compile")])
+def test_compiling_is_chosen_when_the_job_is_long_enough(
+    tiny_model: SqueezeTime, speeds: dict[tuple[str, str], float], cache: Path, num_clips: int, backend: str
+) -> None:
+    remember(tiny_model, cache, eager_s=0.5, compiled_s=0.3, compile_s=20)
+    choice = choose(config(precision="fp32"), tiny_model, num_clips=num_clips, size=SIZE)
+    assert choice.backend == backend
+    assert (
+        f"{backend} because compiling costs 20 s and gains 200.0 ms a clip (as measured here before)" in choice.reason
+    )
+    assert f"about {num_clips} clips" in choice.reason
+
+
+def test_what_measured_slower_is_never_chosen(
+    tiny_model: SqueezeTime, speeds: dict[tuple[str, str], float], cache: Path
+) -> None:
+    remember(tiny_model, cache, eager_s=0.3, compiled_s=0.31, compile_s=0.0)
+    choice = choose(config(precision="fp32"), tiny_model, num_clips=10**9, size=SIZE)
+    assert choice.backend == "eager"
+    assert "gains -10.0 ms a clip" in choice.reason
+
+
+def test_measurements_of_another_shape_do_not_count(
+    tiny_model: SqueezeTime, speeds: dict[tuple[str, str], float], cache: Path
+) -> None:
+    remember(tiny_model, cache, precision="bf16", eager_s=0.3, compiled_s=0.31, compile_s=0.0)
+    choice = choose(config(precision="fp32"), tiny_model, num_clips=10**9, size=SIZE)
+    assert choice.backend == "compile"
+    assert "(guessed)" in choice.reason
+
+
+def test_a_guess_is_cautious(tiny_model: SqueezeTime, speeds: dict[tuple[str, str], float]) -> None:
+    assert choose(config(), tiny_model, num_clips=100, size=SIZE).backend == "eager"  # gains 15 s, costs 60 s
+    assert choose(config(), tiny_model, num_clips=1000, size=SIZE).backend == "compile"
+
+
+def test_without_a_compiler_it_is_eager(
+    tiny_model: SqueezeTime, speeds: dict[tuple[str, str], float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sqt_fast.compiled.why_not", lambda device: "there is no compiler")
+    choice = choose(config(precision="fp32"), tiny_model, num_clips=10**9, size=SIZE)
+    assert (choice.backend, choice.reason) == ("eager", "eager because there is no compiler")
+
+
+@pytest.mark.parametrize("text", ["", "{", "null", "[1]", "{}"])
+def test_a_damaged_cache_is_ignored(
+    tiny_model: SqueezeTime, speeds: dict[tuple[str, str], float], cache: Path, text: str
+) -> None:
+    cache.mkdir()
+    (cache / "tuning.json").write_text(text)
+    assert "(guessed)" in choose(config(), tiny_model, num_clips=1, size=SIZE).reason
+
+
+def test_the_stop_watch_takes_the_best_and_leaves_out_the_first() -> None:
+    backend = Fake("eager", "bf16")
+    calls = []
+    run = backend.run
+
+    def counted(clips: Tensor) -> tuple[Tensor, Tensor]:
+        calls.append((tuple(clips.shape), clips.dtype))
+        return run(clips)
+
+    backend.run = counted  # type: ignore[method-assign]
+    assert 0 < module._seconds_a_clip(backend, 2, SIZE) < 1
+    assert calls == [((2, 48, SIZE, SIZE), torch.bfloat16)] * 3
+
+
+# -- opening ----------------------------------------------------------------------------------------------------------
+
+COMPILE = Choice("compile", "fp32", "cpu", 4, "why")
+
+
+def test_a_backend_that_fails_is_replaced_only_if_it_may(
+    tiny_model: SqueezeTime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(name: str, model: SqueezeTime, *, precision: str, **shape: Any) -> Fake:
+        if name == "compile":
+            raise BackendError("it does not work")
+        return Fake(name, precision)
+
+    monkeypatch.setattr(module, "load_backend", load)
+    choice, backend = open_backend(COMPILE, tiny_model, size=SIZE, may_fall_back=True)
+    assert choice == Choice("eager", "fp32", "cpu", 4, "it does not work; so eager")
+    assert isinstance(backend, Fake)
+    assert backend.name == "eager"
+    with pytest.raises(BackendError, match="it does not work"):
+        open_backend(COMPILE, tiny_model, size=SIZE, may_fall_back=False)
+
+
+def test_what_compiling_gained_is_remembered(
+    tiny_model: SqueezeTime, speeds: dict[tuple[str, str], float], cache: Path
+) -> None:
+    speeds["eager", "fp32"], speeds["compile", "fp32"] = 0.4, 0.5
+    open_backend(Choice("compile", "fp32", "cpu", module.CPU_BATCH, ""), tiny_model, size=SIZE, may_fall_back=True)
+    (entry,) = json.loads((cache / "tuning.json").read_text()).values()
+    assert (entry["eager_s"], entry["compiled_s"]) == (0.4, 0.5)
+    assert entry["compile_s"] >= 0
+    assert choose(config(precision="fp32"), tiny_model, num_clips=10**9, size=SIZE).backend == "eager"
+
+
+def test_a_cache_that_cannot_be_written_does_no_harm(
+    tiny_model: SqueezeTime, speeds: dict[tuple[str, str], float], cache: Path
+) -> None:
+    cache.write_text("a file")
+    choice, _ = open_backend(COMPILE, tiny_model, size=SIZE, may_fall_back=True)
+    assert choice == COMPILE
+
+
+def test_a_real_choice_runs(tiny_model: SqueezeTime) -> None:
+    choice = choose(config(), tiny_model, num_clips=1, size=SIZE)
+    assert (choice.backend, choice.device, choice.batch_size) == ("eager", "cpu", module.CPU_BATCH)
+    _, backend = open_backend(choice, tiny_model, size=SIZE, may_fall_back=True)
+    logits, _ = backend.run(torch.zeros((choice.batch_size, 48, SIZE, SIZE), dtype=backend.dtype))
+    assert logits.isfinite().all()
