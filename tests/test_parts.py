@@ -1,0 +1,151 @@
+"""The parts folder: one run at a time, nothing stale, gone when done."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sqt_fast.errors import OutputError
+from sqt_fast.parts import Parts
+from sqt_fast.table import Row, to_table
+
+HOLD = """
+import sys
+from pathlib import Path
+from sqt_fast.parts import Parts
+with Parts(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def rows(*paths: str) -> Any:
+    return to_table([Row(path) for path in paths], None)
+
+
+def test_a_second_run_is_refused_until_the_first_is_gone(tmp_path: Path) -> None:
+    output = tmp_path / "t.parquet"
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", HOLD, str(output)], stdin=pipe, stdout=pipe, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(OutputError, match="another run is writing it"), Parts(output):
+            pass
+        assert (tmp_path / "t.parquet.parts").is_dir()
+        with Parts(tmp_path / "other.parquet"):
+            pass
+        other.kill()
+    with Parts(output):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_second_run_in_one_process_is_refused(tmp_path: Path) -> None:
+    with Parts(tmp_path / "t.csv"):
+        with pytest.raises(OutputError, match="another run"), Parts(tmp_path / "t.csv"):
+            pass
+        assert (tmp_path / "t.csv.parts/lock").exists()  # the refused one removed nothing
+
+
+def test_parts_stay_until_removed(tmp_path: Path) -> None:
+    output = tmp_path / "new" / "t.parquet"
+    with Parts(output) as parts:
+        assert parts.run is None
+        assert parts.tables() == []
+        parts.start({"settings": {"a": 1}})
+        for i in range(12):
+            parts.add(rows(f"v{i}"))
+    with Parts(output) as parts:
+        assert parts.run == {"settings": {"a": 1}}
+        assert [t["path"].to_pylist() for t in parts.tables()] == [[f"v{i}"] for i in range(12)]
+        parts.add(rows("again"))
+        assert parts.tables()[-1]["path"].to_pylist() == ["again"]
+        parts.remove()
+    assert not parts.folder.exists()
+
+
+def test_numbers_go_on_past_six_digits(tmp_path: Path) -> None:
+    with Parts(tmp_path / "t.parquet") as parts:
+        parts.start({})
+        parts.add(rows("old"))
+        (parts.folder / "part-000001.parquet").rename(parts.folder / "part-000099.parquet")
+        parts.add(rows("new"))
+        assert [t["path"].to_pylist() for t in parts.tables()] == [["old"], ["new"]]
+
+
+def test_clear_forgets_the_run_but_keeps_the_lock(tmp_path: Path) -> None:
+    with Parts(tmp_path / "t.parquet") as parts:
+        parts.start({"a": 1})
+        parts.add(rows("v"))
+        parts.clear()
+        assert parts.run is None
+        assert parts.tables() == []
+        with pytest.raises(OutputError), Parts(tmp_path / "t.parquet"):
+            pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_killed_runs_leave_is_tidied_up(tmp_path: Path) -> None:
+    output = tmp_path / "t[1].parquet"
+    with Parts(output) as parts:
+        parts.start({})
+        parts.add(rows("v"))
+    (parts.folder / ".part-000002.parquet.99.tmp").write_text("half")
+    (tmp_path / ".t[1].parquet.99.tmp").write_text("half")
+    (tmp_path / ".t1.parquet.99.tmp").write_text("another table's")
+    with Parts(output) as parts:
+        assert len(parts.tables()) == 1
+    assert {p.name for p in parts.folder.iterdir()} == {"lock", "run.json", "part-000001.parquet"}
+    assert {p.name for p in tmp_path.iterdir()} == {parts.folder.name, ".t1.parquet.99.tmp"}
+
+
+def test_parts_without_a_run_belong_to_a_finished_table(tmp_path: Path) -> None:
+    """A run that was killed while it removed the folder of a complete table."""
+    output = tmp_path / "t.parquet"
+    with Parts(output) as parts:
+        parts.start({})
+        parts.add(rows("v"))
+        (parts.folder / "run.json").unlink()
+    with Parts(output) as parts:
+        assert parts.tables() == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_run_json_goes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(folder: Path) -> None:
+        raise KeyboardInterrupt
+
+    with Parts(tmp_path / "t.parquet") as parts:
+        parts.start({})
+        parts.add(rows("v"))
+        monkeypatch.setattr("sqt_fast.parts.shutil.rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            parts.remove()
+        monkeypatch.undo()
+        assert parts.run is None
+
+
+@pytest.mark.parametrize("text", ["", "{", "null", "[1]"])
+def test_a_damaged_run_json_is_named_with_a_remedy_that_works(tmp_path: Path, text: str) -> None:
+    with Parts(tmp_path / "t.parquet") as parts:
+        (parts.folder / "run.json").write_text(text)
+        with pytest.raises(OutputError, match=r"run\.json: cannot be read; remove .*t\.parquet\.parts"):
+            _ = parts.run
+
+
+@pytest.mark.parametrize("place", ["/proc/nowhere/t.parquet", "file/t.parquet"])
+def test_a_place_that_cannot_be_written(tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="cannot write beside it"), Parts(tmp_path / place):
+        pass
+
+
+def test_a_folder_that_may_not_be_written(tmp_path: Path) -> None:
+    if os.geteuid() == 0:
+        pytest.skip("root may write anywhere")
+    tmp_path.chmod(0o555)
+    with pytest.raises(OutputError, match="cannot write beside it"), Parts(tmp_path / "t.parquet"):
+        pass
