@@ -1,0 +1,194 @@
+"""The command line: options in, one function called, results out. Only this file knows click.
+
+Heavy imports wait inside the commands, so that ``--help`` is quick.
+"""
+
+import io
+import json
+import logging
+import signal
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from sqt_fast import __version__
+from sqt_fast.config import PROTOCOLS, IndexConfig, find_protocol
+from sqt_fast.errors import InterruptedRunError, SqtError
+from sqt_fast.openmp import sleep_when_idle
+
+BACKENDS = ("auto", "eager", "compile")  # test_cli holds these against backends.BACKENDS
+WEIGHTS_HELP = "A published name (k400, k600, hmdb51), 'random', or the path of a checkpoint."
+
+
+def _auto_or_count(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
+    """Return ``auto`` as it is, else a whole number of at least 1."""
+    return value if value == "auto" else click.IntRange(min=1).convert(value, param, ctx)
+
+
+class _Interrupt:
+    """Ctrl-C, or a scheduler's stop. Remembered: torch turns an interrupt inside it into errors of other kinds."""
+
+    happened = False
+
+    def __call__(self, number: int, frame: object) -> None:
+        del number, frame
+        self.happened = True
+        raise KeyboardInterrupt
+
+
+class _Group(click.Group):
+    """Turns expected failures into one line and an exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        ctx.obj = interrupt = _Interrupt()
+        try:
+            return super().invoke(ctx)
+        except (SqtError, KeyboardInterrupt) as error:
+            message, code = "stopped; run the same command again to go on", 1
+            if isinstance(error, InterruptedRunError) or (isinstance(error, SqtError) and not interrupt.happened):
+                message, code = str(error), error.exit_code
+            click.echo(f"sqt-fast: {message}", err=True)
+            ctx.exit(code)
+
+
+@click.group(cls=_Group, context_settings={"show_default": True, "help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="sqt-fast")
+def main() -> None:
+    """Label what happens when in videos, with SqueezeTime."""
+
+
+@main.command()
+@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
+@click.option(
+    "-o", "--out", "output", type=click.Path(path_type=Path), required=True, help="The table: .parquet, .csv or .jsonl."
+)
+@click.option("--weights", default="k400", help=WEIGHTS_HELP)
+@click.option("--labels", help="Class names: a file with one a line, or a bundled list such as kinetics400.")
+@click.option(
+    "--protocol",
+    type=click.Choice(PROTOCOLS),
+    default="fast",
+    help="fast: windows of 64 frames cover the video. official: 10 clips x 3 crops, one row a video.",
+)
+@click.option("--stride", "stride_s", type=float, metavar="SECONDS", help="Start a window every so many seconds.")
+@click.option("--target-fps", type=float, metavar="FPS", help="Sample by time, as if all videos had this frame rate.")
+@click.option(
+    "--level",
+    type=click.Choice(["window", "video"]),
+    help="One row a window or a video.  [default: window; video with --protocol official]",
+    show_default=False,
+)
+@click.option("--top-k", type=click.IntRange(min=1), default=5, help="How many best classes to keep.")
+@click.option("--embeddings", is_flag=True, help="Add the pooled features (float16) of every row.")
+@click.option("--backend", type=click.Choice(BACKENDS), default="auto", help="What runs the network.")
+@click.option("--device", default="auto", metavar="auto|cpu|cuda[:N]", help="Where it runs.")
+@click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), default="auto", help="Of the network.")
+@click.option("--batch-size", metavar="auto|N", default="auto", callback=_auto_or_count, help="Clips at once.")
+@click.option("--path-col", default="path", help="Column of .csv and .parquet lists that holds the path.")
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Label the first N videos only.")
+@click.option(
+    "--on-error",
+    type=click.Choice(["record", "fail"]),
+    default="record",
+    help="A file that cannot be labelled: give it a row, or stop.",
+)
+@click.option("--retry-failed", is_flag=True, help="Try files again whose rows are not ok.")
+@click.option("--overwrite", is_flag=True, help="Start anew, whatever the table or an unfinished run holds.")
+@click.option("--dry-run", is_flag=True, help="Look at every file, say what would be done, write nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON object on stdout.")
+@click.option("-q", "--quiet", is_flag=True, help="Errors only.")
+@click.option("-v", "--verbose", is_flag=True, help="Name failed files as they come, and show tracebacks.")
+def index(dry_run: bool, as_json: bool, quiet: bool, verbose: bool, **options: Any) -> None:
+    """Label the videos in files, folders, globs, lists (.txt .csv .parquet) or '-' (stdin) into a table.
+
+    Every file gets at least one row. A run that was stopped goes on when the same command is given again; a complete
+    table takes in new and changed files.
+    """
+    config = _config(options)
+    logging.basicConfig(level=logging.DEBUG if verbose else logging.WARNING, format="%(name)s: %(message)s")
+    for name in () if not verbose else ("torch", "nvidia", "asyncio", "filelock"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    interrupt = click.get_current_context().obj
+    signal.signal(signal.SIGTERM, interrupt)  # a scheduler's stop is a Ctrl-C
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+        signal.signal(signal.SIGINT, interrupt)
+    stdin = _stdin() if "-" in config.inputs else ()
+    if dry_run:
+        _dry_run(config, stdin, as_json=as_json)
+        return
+    sleep_when_idle()
+    from sqt_fast.index import index as run
+    from sqt_fast.report import ConsoleWatcher, print_summary
+
+    with ConsoleWatcher(quiet=quiet or as_json, verbose=verbose) as watcher:
+        summary = run(config, watcher, stdin=stdin)
+    if as_json:
+        click.echo(json.dumps(summary.as_dict()))
+    elif not quiet:
+        print_summary(summary, watcher.console)
+
+
+def _stdin() -> Iterable[str]:
+    """Return standard input, whose lines may be names of files in any encoding."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")
+    return sys.stdin
+
+
+def _config(options: dict[str, Any]) -> IndexConfig:
+    """Make the configuration; "auto" becomes None: to be decided."""
+    decided: dict[str, Any] = {name: None if value == "auto" else value for name, value in options.items()}
+    return IndexConfig(**decided)
+
+
+def _dry_run(config: IndexConfig, stdin: Any, *, as_json: bool) -> None:
+    from sqt_fast.archive import find_videos
+    from sqt_fast.ledger import existing_ledger
+    from sqt_fast.report import print_findings
+    from sqt_fast.survey import survey, totals
+    from sqt_fast.worker import Recipe
+
+    found = find_videos(config.inputs, path_col=config.path_col, stdin=stdin)[: config.limit]
+    videos = existing_ledger(config.output, overwrite=config.overwrite).todo(found, retry_failed=config.retry_failed)
+    recipe = Recipe(find_protocol(config.protocol, config.weights), config.stride_s, config.target_fps)
+    findings = list(survey(videos, recipe))
+    sums = totals(findings, already_done=len(found) - len(videos))
+    if as_json:
+        click.echo(json.dumps({**sums, "files": [f.as_dict() for f in findings]}))
+    else:
+        print_findings(findings, sums)
+
+
+@main.command("sample-videos")
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.option("--seed", type=click.IntRange(min=0), default=0, help="The same seed makes the same pictures.")
+@click.option("--seconds", type=float, default=4.0, help="Length of each video.")
+@click.option("-n", "--count", type=click.IntRange(min=1), default=24, help="How many videos.")
+def sample_videos(directory: Path, seed: int, seconds: float, count: int) -> None:
+    """Make a small archive of moving shapes in many codecs, with the truth in DIRECTORY/labels.csv."""
+    from sqt_fast.samples import make_samples
+
+    samples = make_samples(directory, seed=seed, seconds=seconds, count=count)
+    click.echo(f"{len(samples)} videos in {directory}")
+    for sample in samples:
+        if sample.fallback:
+            click.echo(f"{sample.path}: {sample.fallback}", err=True)
+
+
+@main.command()
+@click.argument("source")
+@click.argument("target", type=click.Path(path_type=Path, dir_okay=False))
+def convert(source: str, target: Path) -> None:
+    """Convert the checkpoint SOURCE (a path or a published name) to TARGET, a .safetensors file."""
+    from sqt_fast.checkpoint import save_safetensors
+    from sqt_fast.zoo import load_weights
+
+    weights = load_weights(source)
+    labels = {"labels": json.dumps(weights.labels)} if weights.labels else {}
+    save_safetensors(
+        weights.model, target, metadata={"source": weights.name, "source_sha256": weights.sha256, **labels}
+    )
+    click.echo(str(target))

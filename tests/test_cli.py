@@ -1,0 +1,460 @@
+"""The command line: options, exit codes, one line for what goes wrong, and nothing imported before it is needed."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+from sqt_fast import __version__, backends
+from sqt_fast import cli as module
+from sqt_fast.cli import BACKENDS, main
+from sqt_fast.config import IndexConfig
+from sqt_fast.errors import SqtError
+from sqt_fast.summary import Summary
+from sqt_fast.table import read_table
+
+PROMISED = """videos rows failed clips packets_read packets_dropped frames_decoded frames_wanted wall_s clips_per_s
+x_realtime limit""".split()  # noqa: SIM905
+HEAVY = ("torch", "numpy", "pyarrow", "av", "nvidia", "rich", "pooch", "safetensors")
+PROBE = """
+import sys
+from sqt_fast.cli import main
+try:
+    main({arguments!r})
+finally:
+    print("IMPORTED", *[n for n in {heavy!r} if n in sys.modules], file=sys.stderr)
+"""
+
+
+@pytest.fixture(autouse=True)
+def _signals() -> Iterator[None]:
+    """Undo what ``index`` does to the process."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def sqt(*arguments: Any, **options: Any) -> Result:
+    """Run the program. Anything that is not an exit code is a bug and fails the test."""
+    return CliRunner().invoke(main, [str(a) for a in arguments], catch_exceptions=False, **options)
+
+
+def refused(result: Result, code: int = 2) -> str:
+    """Check that ``result`` is a refusal as users should see it, and return its last line."""
+    assert result.exit_code == code, result.output
+    assert result.stdout == ""
+    assert "Traceback" not in result.stderr
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1 or lines[0].startswith("Usage: ")
+    return lines[-1]
+
+
+def tiny(weights: tuple[str, str]) -> list[str]:
+    how = ["--backend", "eager", "--precision", "fp32", "--device", "cpu", "--batch-size", "4"]
+    return ["--weights", weights[0], "--labels", weights[1], *how]
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[IndexConfig]:
+    """Configurations that ``index`` was called with, instead of running."""
+    seen: list[IndexConfig] = []
+
+    def run(config: IndexConfig, watcher: Any, *, stdin: Any = ()) -> Summary:
+        seen.append(config)
+        return Summary(output=str(config.output))
+
+    monkeypatch.setattr("sqt_fast.index.index", run)
+    return seen
+
+
+# -- help -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["-h"], ["--version"], ["index", "--help"], ["sample-videos", "-h"], ["convert", "-h"], ["index"]],
+    ids=str,
+)
+def test_nothing_heavy_is_imported_before_it_is_needed(arguments: list[str]) -> None:
+    code = PROBE.format(arguments=arguments, heavy=HEAVY)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == (2 if arguments == ["index"] else 0)
+    assert done.stderr.splitlines()[-1] == "IMPORTED"
+
+
+def test_importing_the_package_imports_nothing_heavy() -> None:
+    code = f"import sys, sqt_fast; print([n for n in {HEAVY!r} if n in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_a_dry_run_needs_no_weights(archive: Path) -> None:
+    arguments = ["index", str(archive), "-o", "t.csv", "--dry-run"]
+    done = subprocess.run([sys.executable, "-c", PROBE.format(arguments=arguments, heavy=("safetensors", "pooch"))],
+                          capture_output=True, text=True, timeout=60, check=False)  # fmt: skip
+    assert done.returncode == 0
+    assert done.stderr.splitlines()[-1] == "IMPORTED"
+
+
+def test_version() -> None:
+    assert sqt("--version").output == f"sqt-fast, version {__version__}\n"
+
+
+def test_every_option_explains_itself() -> None:
+    assert isinstance(main, click.Group)
+    for command in main.commands.values():
+        assert command.help
+        assert all(o.help for o in command.params if isinstance(o, click.Option))
+
+
+def test_backends_are_those_there_are() -> None:
+    assert list(BACKENDS) == ["auto", *backends.BACKENDS]
+
+
+def test_names_of_errors_are_usage_or_failure() -> None:
+    kinds: list[type[SqtError]] = [SqtError, *SqtError.__subclasses__()]
+    assert {kind.__name__: kind.exit_code for kind in kinds if kind.__module__ == "sqt_fast.errors"} == {
+        "SqtError": 1,
+        "ConfigError": 2,
+        "CheckpointError": 1,
+        "BackendError": 1,
+        "OutputError": 1,
+        "InterruptedRunError": 1,
+        "VideoError": 1,
+    }
+
+
+# -- options ----------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_not_said_is_left_to_the_program(asked: list[IndexConfig]) -> None:
+    assert sqt("index", "a", "-o", "t.csv").exit_code == 0
+    assert asked == [IndexConfig(inputs=("a",), output=Path("t.csv"))]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wanted"),
+    [
+        (["--weights", "hmdb51"], {"weights": "hmdb51"}),
+        (["--labels", "l.txt"], {"labels": "l.txt"}),
+        (["--protocol", "official"], {"protocol": "official"}),
+        (["--stride", "0.5"], {"stride_s": 0.5}),
+        (["--target-fps", "12.5"], {"target_fps": 12.5}),
+        (["--level", "video"], {"level": "video"}),
+        (["--level", "window"], {"level": "window"}),
+        (["--top-k", "1"], {"top_k": 1}),
+        (["--embeddings"], {"embeddings": True}),
+        *[(["--backend", name], {"backend": None if name == "auto" else name}) for name in BACKENDS],
+        (["--device", "cuda:1"], {"device": "cuda:1"}),
+        (["--device", "auto"], {"device": None}),
+        (["--precision", "auto"], {"precision": None}),
+        (["--precision", "bf16"], {"precision": "bf16"}),
+        (["--precision", "fp32"], {"precision": "fp32"}),
+        (["--batch-size", "auto"], {"batch_size": None}),
+        (["--batch-size", "16"], {"batch_size": 16}),
+        (["--path-col", "file"], {"path_col": "file"}),
+        (["--limit", "7"], {"limit": 7}),
+        (["--on-error", "fail"], {"on_error": "fail"}),
+        (["--on-error", "record"], {"on_error": "record"}),
+        (["--retry-failed"], {"retry_failed": True}),
+        (["--overwrite"], {"overwrite": True}),
+        (["--quiet"], {}),
+        (["-q"], {}),
+        (["-v"], {}),
+        (["--verbose"], {}),
+        (["--json"], {}),
+        (["b", "-"], {"inputs": ("a", "b", "-")}),
+    ],
+    ids=str,
+)
+def test_every_option_parses(asked: list[IndexConfig], arguments: list[str], wanted: dict[str, Any]) -> None:
+    assert sqt("index", "a", "--out", "t.csv", *arguments).exit_code == 0
+    assert asked == [IndexConfig(**{"inputs": ("a",), "output": Path("t.csv"), **wanted})]
+
+
+def test_this_file_tries_every_option() -> None:
+    text = Path(__file__).read_text(encoding="utf-8")
+    for option in module.index.params:
+        for name in option.opts if isinstance(option, click.Option) else ():
+            assert f'"{name}"' in text, name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "Missing option"),
+        (["-o", "t.txt"], "must end in .parquet, .csv, .jsonl"),
+        (["-o", "t.csv", "--stride", "0"], "--stride 0"),
+        (["-o", "t.csv", "--stride", "-1"], "--stride -1"),
+        (["-o", "t.csv", "--stride", "nan"], "--stride nan"),
+        (["-o", "t.csv", "--stride", "x"], "'x' is not a valid float"),
+        (["-o", "t.csv", "--target-fps", "0"], "--target-fps 0"),
+        (["-o", "t.csv", "--protocol", "official", "--stride", "1"], "--stride: the official protocol"),
+        (["-o", "t.csv", "--protocol", "official", "--level", "window"], "--level window: the official protocol"),
+        (["-o", "t.csv", "--protocol", "slow"], "'slow' is not one of"),
+        (["-o", "t.csv", "--level", "frame"], "'frame' is not one of"),
+        (["-o", "t.csv", "--top-k", "0"], "0 is not in the range x>=1"),
+        (["-o", "t.csv", "--limit", "0"], "0 is not in the range x>=1"),
+        (["-o", "t.csv", "--batch-size", "0"], "0 is not in the range x>=1"),
+        (["-o", "t.csv", "--batch-size", "many"], "'many' is not a valid integer"),
+        (["-o", "t.csv", "--backend", "magic"], "'magic' is not one of"),
+        (["-o", "t.csv", "--precision", "int8"], "'int8' is not one of"),
+        (["-o", "t.csv", "--on-error", "ignore"], "'ignore' is not one of"),
+        (["-o", "t.csv", "--wieghts", "k400"], "No such option"),
+    ],
+    ids=str,
+)
+def test_usage_errors(archive: Path, arguments: list[str], said: str) -> None:
+    line = refused(sqt("index", archive, *arguments))
+    assert said in line
+    assert line.startswith(("sqt-fast: ", "Error: "))
+
+
+def test_no_input() -> None:
+    assert "Missing argument 'INPUT...'" in refused(sqt("index", "-o", "t.csv"))
+
+
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]], ids=["real", "dry"])
+def test_inputs_that_are_not_there(tmp_path: Path, dry: list[str]) -> None:
+    arguments = ["-o", tmp_path / "t.csv", *dry]
+    assert "input nowhere: no such file or folder" in refused(sqt("index", "nowhere", *arguments))
+    assert "nothing matches" in refused(sqt("index", tmp_path / "*.mp4", *arguments))
+    (tmp_path / "list.csv").write_text("file\na.mp4\n")
+    line = refused(sqt("index", tmp_path / "list.csv", *arguments))
+    assert line.endswith("no column 'path'; it has file; name one with --path-col")
+    (tmp_path / "list.parquet").write_text("no")
+    assert "not a Parquet file" in refused(sqt("index", tmp_path / "list.parquet", *arguments))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["list.csv", "list.parquet"]
+
+
+def test_an_empty_folder(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    assert "no video files found" in refused(sqt("index", tmp_path / "in", "-o", tmp_path / "t.csv"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["--device", "banana"], 2, "--device banana: no such device; use auto, cpu, cuda or cuda:N"),
+        (["--device", "cuda:x"], 2, "--device cuda:x: no such device"),
+        (["--device", "cuda:77"], 2, "--device cuda:77: this machine has"),
+        (["--labels", "nowhere.txt"], 2, "labels nowhere.txt"),
+        (["--labels", "ucf101"], 2, "101 names for the 7 classes"),
+        (["--weights", "nowhere.pth"], 1, "weights nowhere.pth: no such file"),
+        (["--out", "/proc/nowhere/t.csv"], 1, "cannot write beside it"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_done_is_one_line(
+    archive: Path, tmp_path: Path, tiny_weights: tuple[str, str], arguments: list[str], code: int, said: str
+) -> None:
+    result = sqt("index", archive, "-o", tmp_path / "t.csv", *tiny(tiny_weights), *arguments)
+    line = refused(result, code)
+    assert line.startswith("sqt-fast: ")
+    assert said in line
+    assert list(tmp_path.iterdir()) == []
+
+
+# -- running ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".csv", ".jsonl"])
+def test_index_json(archive: Path, tmp_path: Path, tiny_weights: tuple[str, str], suffix: str) -> None:
+    output = tmp_path / f"t{suffix}"
+    arguments = ["index", archive / "mp4", archive / "broken", "-o", output, *tiny(tiny_weights), "--json"]
+    result = sqt(*arguments)
+    assert result.exit_code == 0  # files that cannot be labelled are rows
+    assert result.stderr == ""
+    printed = json.loads(result.stdout)
+    assert set(PROMISED) <= set(printed)
+    table = read_table(output)[0]
+    assert printed["rows"] == table.num_rows
+    assert printed["videos"] == len(set(table["path"].to_pylist()))
+    assert printed["failed"] == 5
+    assert printed["clips"] == table["status"].to_pylist().count("ok") > 0
+    assert printed["packets_read"] >= printed["frames_decoded"] >= printed["frames_wanted"] > 0
+    assert printed["limit"] in ("network", "decode", "write")
+    again = json.loads(sqt(*arguments).stdout)
+    assert (again["clips"], again["packets_read"], again["limit"], again["rows"]) == (0, 0, "none", printed["rows"])
+
+
+def test_what_people_see(archive: Path, tmp_path: Path, tiny_weights: tuple[str, str]) -> None:
+    arguments = ["index", archive / "broken", archive / "avi", "-o", tmp_path / "t.csv", *tiny(tiny_weights)]
+    result = sqt(*arguments, "--verbose", env={"COLUMNS": "200"})
+    assert result.exit_code == 0
+    assert result.stdout == ""
+    assert "eager fp32 on cpu: as asked" in result.stderr
+    assert "empty.mp4: empty_file: the file is empty (0 bytes)" in result.stderr
+    assert "limited by" in result.stderr
+    assert "complete and up to date" in sqt(*arguments).stderr
+    quiet = sqt(*arguments, "--quiet")
+    assert (quiet.exit_code, quiet.output) == (0, "")
+    line = refused(sqt(*arguments, "--top-k", "2"), 1)
+    assert "other settings: top_k 5 (now 2)" in line
+    assert "--overwrite" in line
+    line = refused(sqt(*arguments, "--overwrite", "--on-error", "fail", "-q"), 1)
+    assert "(stopped by --on-error fail)" in line
+
+
+def test_official(archive: Path, tmp_path: Path, tiny_weights: tuple[str, str]) -> None:
+    output = tmp_path / "t.jsonl"
+    result = sqt("index", archive / "avi", "-o", output, *tiny(tiny_weights), "--protocol", "official", "--json")
+    assert json.loads(result.stdout)["clips"] == 30
+    assert [r["clip_index"] for r in read_table(output)[0].to_pylist()] == [None]
+
+
+@pytest.mark.parametrize("name", ["list.txt", "list.csv", "list.parquet", "-"])
+def test_lists(archive: Path, tmp_path: Path, tiny_weights: tuple[str, str], name: str) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    paths = sorted(str(p) for p in (archive / "avi").glob("*.avi"))
+    paths += [str(archive / "broken" / "empty.mp4"), str(tmp_path / "nowhere.mp4")]
+    text = "\n".join(paths) + "\n"
+    (tmp_path / "list.txt").write_text(text)
+    (tmp_path / "list.csv").write_text("n,file\n" + "".join(f"1,{p}\n" for p in paths))
+    pq.write_table(pa.table({"file": paths}), tmp_path / "list.parquet")
+    source = name if name == "-" else tmp_path / name
+    options = ["--path-col", "file", "--json", *tiny(tiny_weights)]
+    result = sqt("index", source, "-o", tmp_path / "t.csv", *options, input=text if name == "-" else None)
+    assert result.exit_code == 0, result.output
+    rows = read_table(tmp_path / "t.csv")[0].to_pylist()
+    assert sorted({r["path"] for r in rows}) == sorted(paths)
+    assert {r["path"]: r["status"] for r in rows}[str(tmp_path / "nowhere.mp4")] == "unreadable"
+
+
+def test_stdin_may_hold_names_in_any_encoding(archive: Path, tmp_path: Path) -> None:
+    name = tmp_path / os.fsdecode(b"caf\xe9.avi")
+    name.write_bytes(next((archive / "avi").glob("*.avi")).read_bytes())
+    result = sqt("index", "-", "-o", tmp_path / "t.csv", "--dry-run", "--json", input=os.fsencode(name) + b"\n")
+    assert result.exit_code == 0
+    (file,) = json.loads(result.stdout)["files"]
+    assert file["path"].endswith(r"caf\xe9.avi")
+    assert file["status"] == "ok"
+
+
+def test_an_interrupt_is_one_line(
+    archive: Path, tmp_path: Path, tiny_weights: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*args: Any, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sqt_fast.index.load_weights", interrupt)
+    line = refused(sqt("index", archive, "-o", tmp_path / "t.csv", *tiny(tiny_weights)), 1)
+    assert line == "sqt-fast: stopped; run the same command again to go on"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupt_that_a_library_mistakes_for_something_else_is_one(
+    archive: Path, tmp_path: Path, tiny_weights: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen: torch.asarray swallows it, and the checkpoint looks damaged."""
+
+    def swallow(*args: Any, **options: Any) -> None:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except KeyboardInterrupt:
+            raise SqtError("weights are damaged") from None
+
+    monkeypatch.setattr("sqt_fast.index.load_weights", swallow)
+    line = refused(sqt("index", archive, "-o", tmp_path / "t.csv", *tiny(tiny_weights)), 1)
+    assert line == "sqt-fast: stopped; run the same command again to go on"
+
+
+def test_sleeping_threads_are_asked_for_before_torch_is_imported(tmp_path: Path) -> None:
+    code = (
+        "import os, sys; from sqt_fast.openmp import sleep_when_idle; assert 'torch' not in sys.modules; "
+        "sleep_when_idle(); print(os.environ['OMP_WAIT_POLICY'])"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
+    for given, wanted in ({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE"):
+        done = subprocess.run([sys.executable, "-c", code], env=environment | given, capture_output=True, text=True)
+        assert done.stdout == f"{wanted}\n"
+
+
+# -- dry run ----------------------------------------------------------------------------------------------------------
+
+
+def test_dry_run_json(archive: Path, tmp_path: Path) -> None:
+    result = sqt("index", archive, "-o", tmp_path / "new" / "t.csv", "--dry-run", "--json")
+    assert result.exit_code == 0
+    printed = json.loads(result.stdout)
+    assert (printed["videos"], printed["failed"]) == (13, 4)
+    assert len(printed["files"]) == 13
+    assert printed["clips"] == sum(f.get("clips", 0) for f in printed["files"])
+    assert printed["failures"] == {"empty_file": 1, "unreadable": 1, "no_video_stream": 1, "not_a_video": 1}
+    assert list(tmp_path.iterdir()) == []
+    limited = json.loads(sqt("index", archive, "-o", "t.csv", "--dry-run", "--json", "--limit", "2").stdout)
+    assert limited["files"] == printed["files"][:2]
+
+
+def test_dry_run_for_people_writes_nothing(archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = sqt("index", archive, "-o", "t.parquet", "--dry-run", "--overwrite", "--stride", "1")
+    lines = result.stdout.splitlines()
+    assert result.exit_code == 0
+    assert len(lines) == 13 + 4
+    assert sum("  no_video_stream: " in line for line in lines) == 1
+    assert lines[-1].startswith("would label ")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_dry_run_counts_the_clips_that_a_run_labels(
+    archive: Path, tmp_path: Path, tiny_weights: tuple[str, str]
+) -> None:
+    for options in ([], ["--stride", "0.7"], ["--target-fps", "60"], ["--protocol", "official"]):
+        arguments = ["index", archive / "mp4", "-o", tmp_path / "t.csv", "--json", "--overwrite", *options]
+        promised = json.loads(sqt(*arguments, "--dry-run").stdout)["clips"]
+        assert json.loads(sqt(*arguments, *tiny(tiny_weights)).stdout)["clips"] == promised
+
+
+# -- the other commands -----------------------------------------------------------------------------------------------
+
+
+def test_sample_videos(tmp_path: Path) -> None:
+    result = sqt("sample-videos", tmp_path / "s", "-n", "2", "--seconds", "0.2", "--seed", "3")
+    assert result.exit_code == 0
+    assert result.stdout == f"2 videos in {tmp_path / 's'}\n"
+    assert len(list((tmp_path / "s").rglob("*.m*"))) == 2
+    (tmp_path / "file").touch()
+    assert "cannot hold the samples" in refused(sqt("sample-videos", tmp_path / "file", "-n", "1", "--seconds", "1"))
+    assert "-1" in refused(sqt("sample-videos", tmp_path, "--seconds", "-1"))
+    assert "0 is not in the range" in refused(sqt("sample-videos", tmp_path, "--count", "0"))
+
+
+def test_convert(tmp_path: Path, tiny_weights: tuple[str, str]) -> None:
+    import torch
+
+    from sqt_fast.zoo import load_weights
+
+    target = tmp_path / "out.safetensors"
+    result = sqt("convert", tiny_weights[0], target)
+    assert (result.exit_code, result.stdout) == (0, f"{target}\n")
+    ours, wanted = load_weights(str(target)), load_weights(tiny_weights[0])
+    for name, value in wanted.model.state_dict().items():
+        assert torch.equal(ours.model.state_dict()[name], value)
+    assert ours.labels == wanted.labels
+    assert "no such file" in refused(sqt("convert", "nowhere.pth", target), 1)
+    (tmp_path / "bad.pth").write_text("no weights")
+    assert "text file, not weights" in refused(sqt("convert", tmp_path / "bad.pth", target), 1)
+    assert "cannot be written" in refused(sqt("convert", tiny_weights[0], tmp_path / "no" / "x.safetensors"), 1)
+    assert "is a directory" in refused(sqt("convert", tiny_weights[0], tmp_path))
+
+
+def test_unknown_command() -> None:
+    assert "No such command" in refused(sqt("lable"))
+
+
+def test_stdin_that_is_no_file_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = io.StringIO("a.mp4\n")
+    monkeypatch.setattr(sys, "stdin", lines)
+    assert module._stdin() is lines
