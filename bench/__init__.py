@@ -1,5 +1,5 @@
 """Benches: ``python -m bench.bench_x``. Each measures a baseline in the same run and keeps its circumstances."""
 
-from sqt_fast.openmp import sleep_when_idle
+from sqt_fast.openmp import spin_briefly
 
-sleep_when_idle()  # as the program does; OpenMP reads it when torch is imported, so before any bench is
+spin_briefly()  # as the program does; OpenMP reads it when torch is imported, so before any bench is

@@ -17,7 +17,7 @@ import click
 from sqt_fast import __version__
 from sqt_fast.config import PROTOCOLS, IndexConfig, find_protocol
 from sqt_fast.errors import InterruptedRunError, SqtError
-from sqt_fast.openmp import sleep_when_idle
+from sqt_fast.openmp import spin_briefly
 
 BACKENDS = ("auto", "eager", "compile")  # test_cli holds these against backends.BACKENDS
 WEIGHTS_HELP = "A published name (k400, k600, hmdb51), 'random', or the path of a checkpoint."
@@ -119,7 +119,7 @@ def index(dry_run: bool, as_json: bool, quiet: bool, verbose: bool, **options: A
     if dry_run:
         _dry_run(config, stdin, as_json=as_json)
         return
-    sleep_when_idle()
+    spin_briefly()
     from sqt_fast.index import index as run
     from sqt_fast.report import ConsoleWatcher, print_summary
 

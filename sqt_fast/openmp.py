@@ -1,12 +1,15 @@
-"""Make PyTorch's idle threads sleep instead of spin.
+"""Keep PyTorch's waiting threads from burning the cores that others need.
 
-While decoders and the network share the cores, a network thread that spins at a barrier takes the time slice of the
-thread it waits for. Seen on 2 cores with one other busy thread: 450 ms a clip spinning, 45 ms sleeping.
+At a barrier, GNU OpenMP spins 300 000 times before it sleeps. When a decoder, or another program, holds the core of the
+thread that is waited for, that is a time slice lost at every layer. See docs/experiments.md for the numbers.
 """
 
 import os
 
+SPINS = "20000"
 
-def sleep_when_idle() -> None:
-    """Set OpenMP's wait policy, unless the user has. Call it before torch is imported: OpenMP reads it once."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+def spin_briefly() -> None:
+    """Set how long OpenMP spins, unless the user has. Call it before torch is imported: OpenMP reads it once."""
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)

@@ -372,11 +372,11 @@ def test_an_interrupt_that_a_library_mistakes_for_something_else_is_one(
 
 def test_sleeping_threads_are_asked_for_before_torch_is_imported(tmp_path: Path) -> None:
     code = (
-        "import os, sys; from sqt_fast.openmp import sleep_when_idle; assert 'torch' not in sys.modules; "
-        "sleep_when_idle(); print(os.environ['OMP_WAIT_POLICY'])"
+        "import os, sys; from sqt_fast.openmp import spin_briefly; assert 'torch' not in sys.modules; "
+        "spin_briefly(); print(os.environ.get('GOMP_SPINCOUNT'))"
     )
-    environment = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
-    for given, wanted in ({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE"):
+    environment = {k: v for k, v in os.environ.items() if k not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
+    for given, wanted in ({}, "20000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "None"):
         done = subprocess.run([sys.executable, "-c", code], env=environment | given, capture_output=True, text=True)
         assert done.stdout == f"{wanted}\n"
 
