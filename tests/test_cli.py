@@ -370,7 +370,7 @@ def test_an_interrupt_that_a_library_mistakes_for_something_else_is_one(
     assert line == "sqt-fast: stopped; run the same command again to go on"
 
 
-def test_sleeping_threads_are_asked_for_before_torch_is_imported(tmp_path: Path) -> None:
+def test_short_spins_are_asked_for_before_torch_is_imported(tmp_path: Path) -> None:
     code = (
         "import os, sys; from sqt_fast.openmp import spin_briefly; assert 'torch' not in sys.modules; "
         "spin_briefly(); print(os.environ.get('GOMP_SPINCOUNT'))"
