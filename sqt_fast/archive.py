@@ -123,18 +123,9 @@ def _csv_column(path: Path, text: str, path_col: str) -> list[str]:
 
 
 def _parquet_column(path: Path, path_col: str) -> list[str]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+    from sqt_fast.table import read_column  # Arrow is imported only when a list is in its format
 
-    try:
-        file = pq.ParquetFile(path)
-        if path_col not in file.schema_arrow.names:
-            names = ", ".join(file.schema_arrow.names)
-            raise ConfigError(f"list {path}: no column {path_col!r}; it has {names}; name one with --path-col")
-        values = file.read([path_col]).column(path_col).to_pylist()
-    except pa.ArrowException as error:
-        raise ConfigError(f"list {path}: not a Parquet file that can be read ({error})") from error
-    return [str(value) for value in values if value is not None]
+    return [str(value) for value in read_column(path, path_col) if value is not None]
 
 
 def _listed(lines: Iterable[str], folder: Path) -> Iterator[str]:

@@ -10,8 +10,6 @@ from dataclasses import asdict, replace
 from importlib.metadata import version
 from typing import Any
 
-import pyarrow as pa
-
 from sqt_fast import __version__
 from sqt_fast.archive import VideoFile, find_videos
 from sqt_fast.backends import Backend
@@ -23,7 +21,7 @@ from sqt_fast.parts import Parts
 from sqt_fast.rows import RowStyle
 from sqt_fast.summary import Summary, Watcher
 from sqt_fast.survey import estimate_clips
-from sqt_fast.table import Row, join, read_table, to_table, write_table
+from sqt_fast.table import Row, Table, join, read_table, to_table, write_table
 from sqt_fast.worker import Recipe, VideoResult, Worker
 from sqt_fast.zoo import Weights, load_weights
 
@@ -86,7 +84,7 @@ class _Run:
         labels = hashlib.sha256("\n".join(weights.labels or ()).encode()).hexdigest()
         return {"weights_sha256": weights.sha256, "labels_sha256": labels, **self.config.settings()}
 
-    def _base(self, settings: dict[str, Any]) -> tuple[pa.Table | None, dict[str, Any] | None]:
+    def _base(self, settings: dict[str, Any]) -> tuple[Table | None, dict[str, Any] | None]:
         """Return the table that is there and stays, and its metadata; None if there is none or it is to be replaced."""
         unfinished = self.parts.run
         ours = unfinished is not None and unfinished["overwrite"] and unfinished["settings"] == settings
@@ -113,7 +111,7 @@ class _Run:
                 "--overwrite to start anew"
             )
 
-    def _todo(self, base: pa.Table | None) -> list[VideoFile]:
+    def _todo(self, base: Table | None) -> list[VideoFile]:
         ledger = Ledger([*([] if base is None else [base]), *self.parts.tables()])
         todo = ledger.todo(self.videos, retry_failed=self.config.retry_failed)
         self.summary.vanished = len(ledger.gone(self.videos))
@@ -223,7 +221,7 @@ class _Run:
 
     # -- the table ----------------------------------------------------------------------------------------------------
 
-    def _finish(self, base: pa.Table | None, metadata: dict[str, Any]) -> None:
+    def _finish(self, base: Table | None, metadata: dict[str, Any]) -> None:
         started = time.perf_counter()
         tables = [*([] if base is None else [base]), *self.parts.tables()]
         whole = join(tables)
@@ -232,7 +230,7 @@ class _Run:
         self._count_rows(whole)
         self.summary.write_s += time.perf_counter() - started
 
-    def _count_rows(self, table: pa.Table) -> None:
+    def _count_rows(self, table: Table) -> None:
         self.summary.rows = table.num_rows
         failures = {
             p: s for p, s in zip(table["path"].to_pylist(), table["status"].to_pylist(), strict=True) if s != "ok"

@@ -4,18 +4,16 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import pyarrow as pa
-
 from sqt_fast.archive import VideoFile
 from sqt_fast.errors import OutputError
 from sqt_fast.parts import Parts
-from sqt_fast.table import read_table
+from sqt_fast.table import Table, read_table
 
 
 class Ledger:
     """The videos of some tables, newest last, each with the state of the file that its rows speak of."""
 
-    def __init__(self, tables: Iterable[pa.Table]) -> None:
+    def __init__(self, tables: Iterable[Table]) -> None:
         self.done: dict[str, tuple[str, int | None, int | None]] = {}
         self.failed: set[str] = set()
         for table in tables:

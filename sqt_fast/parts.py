@@ -12,11 +12,9 @@ from glob import escape
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
 from sqt_fast.errors import OutputError
 from sqt_fast.files import replace_file
-from sqt_fast.table import read_table, write_table
+from sqt_fast.table import Table, read_table, write_table
 
 
 class Parts:
@@ -92,12 +90,12 @@ class Parts:
         """Remember what this run is about."""
         replace_file(self.folder / "run.json", lambda file: file.write(json.dumps(run, indent=1).encode()))
 
-    def add(self, table: pa.Table) -> None:
+    def add(self, table: Table) -> None:
         """Keep the rows of finished videos."""
         numbers = [int(path.stem.removeprefix("part-")) for path in self._files()]
         write_table(table, self.folder / f"part-{max(numbers, default=0) + 1:06d}.parquet")
 
-    def tables(self) -> list[pa.Table]:
+    def tables(self) -> list[Table]:
         """Return all parts, oldest first."""
         return [read_table(path)[0] for path in self._files()]
 

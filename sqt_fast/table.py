@@ -13,10 +13,11 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from sqt_fast.errors import OutputError
+from sqt_fast.errors import ConfigError, OutputError
 from sqt_fast.files import replace_file
 
 METADATA_KEY = b"sqt_fast"
+Table = pa.Table  # what other modules pass around without looking inside
 
 STATUSES = {
     "ok": "labelled",
@@ -117,6 +118,18 @@ def _embedding_column(values: list[NDArray[np.float16] | None], dim: int) -> pa.
     flat = np.concatenate([blank if v is None else v for v in values]) if values else np.zeros(0, np.float16)
     missing = pa.array([v is None for v in values], pa.bool_())
     return pa.FixedSizeListArray.from_arrays(pa.array(flat, pa.float16()), dim, mask=missing)
+
+
+def read_column(path: Path, name: str) -> list[Any]:
+    """Return one column of anybody's Parquet file. Raises ConfigError when it is none, or has no such column."""
+    try:
+        file = pq.ParquetFile(path)
+        if name not in file.schema_arrow.names:
+            names = ", ".join(file.schema_arrow.names)
+            raise ConfigError(f"list {path}: no column {name!r}; it has {names}; name one with --path-col")
+        return list(file.read([name]).column(name).to_pylist())
+    except pa.ArrowException as error:
+        raise ConfigError(f"list {path}: not a Parquet file that can be read ({error})") from error
 
 
 def join(tables: Sequence[pa.Table]) -> pa.Table:

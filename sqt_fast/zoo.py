@@ -116,7 +116,8 @@ def _download(name: str, path: Path, *, progress: bool) -> None:
 
     url = PUBLISHED[name].url
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=not progress) as display:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=not progress or not console.is_terminal) as display:
         bar = _Bar(display, path.name)
         fetch = pooch.HTTPDownloader(progressbar=bar, chunk_size=1 << 18)
 
@@ -133,6 +134,8 @@ def _download(name: str, path: Path, *, progress: bool) -> None:
                 f"{name}: cannot download {url} ({_short(error)}); fetch it elsewhere and put it at {path}, "
                 f"or give the path of a file with --weights PATH"
             ) from None
+    if progress and not console.is_terminal:
+        console.print(f"downloaded {url} to {path}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _short(error: Exception) -> str:

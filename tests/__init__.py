@@ -1,0 +1,1 @@
+"""Tests: ``test_x.py`` for every ``x``."""
