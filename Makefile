@@ -53,7 +53,7 @@ bench: $(READY)
 	$(BIN)/python -m bench.bench_index --results $(RESULTS)
 
 gpu-check:
-	FAIL_WITHOUT_CUDA=1 $(GPU_PYTHON) -m pytest -o addopts= -p no:cacheprovider -m needs_cuda tests/test_cuda.py
+	FAIL_WITHOUT_CUDA=1 $(GPU_PYTHON) -m pytest -o addopts= -o filterwarnings=default -p no:cacheprovider -m needs_cuda tests/test_cuda.py
 	$(GPU_PYTHON) -m bench.bench_network --device cuda --results $(RESULTS)
 
 clean:
