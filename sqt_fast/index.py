@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import asdict, replace
-from importlib.metadata import version
 from typing import Any
 
 from sqt_fast import __version__
@@ -22,6 +21,7 @@ from sqt_fast.rows import RowStyle
 from sqt_fast.summary import Summary, Watcher
 from sqt_fast.survey import estimate_clips
 from sqt_fast.table import Row, Table, join, read_table, to_table, write_table
+from sqt_fast.versions import installed
 from sqt_fast.worker import Recipe, VideoResult, Worker
 from sqt_fast.zoo import Weights, load_weights
 
@@ -68,8 +68,6 @@ class _Run:
             self.watcher.note(f"{self.config.output} is complete and up to date: nothing to decode")
             self._count_rows(base)
         return self.summary
-
-    # -- what is there ------------------------------------------------------------------------------------------------
 
     def _load_weights(self) -> Weights:
         weights = load_weights(self.config.weights, labels=self.config.labels)
@@ -119,8 +117,6 @@ class _Run:
         if self.summary.vanished:
             self.watcher.note(f"{self.summary.vanished} videos of the table are gone from disk; their rows stay")
         return todo
-
-    # -- doing it -----------------------------------------------------------------------------------------------------
 
     def _label(
         self, todo: list[VideoFile], weights: Weights, settings: dict[str, Any], base_metadata: dict[str, Any] | None
@@ -181,7 +177,7 @@ class _Run:
             "labels_mean_nothing": weights.meaningless,
             "choice": asdict(choice),
             "embedding_dim": weights.model.config.feature_channels if self.config.embeddings else None,
-            "versions": {name: version(name) for name in VERSIONED},
+            "versions": installed(VERSIONED),
         }
 
     def _drain(self, worker: Worker, todo: list[VideoFile]) -> None:
@@ -218,8 +214,6 @@ class _Run:
             self.waiting.clear()
         self.last_flush = time.perf_counter()
         self.summary.write_s += self.last_flush - started
-
-    # -- the table ----------------------------------------------------------------------------------------------------
 
     def _finish(self, base: Table | None, metadata: dict[str, Any]) -> None:
         started = time.perf_counter()

@@ -150,8 +150,6 @@ class Worker:
             for thread in threads:
                 thread.join(timeout=max(0.0, deadline - time.monotonic()))
 
-    # -- the network's side -------------------------------------------------------------------------------------------
-
     def _network_loop(self, num_videos: int) -> Iterator[VideoResult]:
         unfinished = num_videos
         ended = 0
@@ -243,8 +241,6 @@ class Worker:
         tally.probe_s += job.seconds["probe"]
         tally.decode_s += job.seconds["decode"]
         tally.squeeze_s += job.seconds["squeeze"]
-
-    # -- the decoders' side -------------------------------------------------------------------------------------------
 
     def _decode_loop(self, todo: Iterator[VideoFile], lock: threading.Lock) -> None:
         try:
