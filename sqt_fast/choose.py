@@ -26,10 +26,10 @@ from sqt_fast.zoo import cache_folder
 
 log = logging.getLogger(__name__)
 
-# 8 clips of 224x224: larger batches leave the CPU's caches (bench/results), smaller ones leave cores idle.
+# 8 clips of 224x224: larger batches leave the CPU's caches, smaller ones leave cores idle (docs/experiments.md).
 CPU_BATCH = 8
 CUDA_BATCH = 64
-# Before this machine has compiled once. Seen on 2 cores: 0.7-0.8 of eager's time, 14-45 s to compile.
+# Before this machine has compiled once. Seen on 2 cores: 0.8 to 0.9 of eager's time, 14 to 45 s to compile.
 GUESSED_COMPILED_RATIO = 0.85
 GUESSED_COMPILE_S = 60.0
 # A gain below this is noise of the measurement.
