@@ -15,7 +15,7 @@ from typing import Any
 import click
 
 from sqt_fast import __version__
-from sqt_fast.config import PROTOCOLS, IndexConfig, find_protocol
+from sqt_fast.config import PROTOCOLS, IndexConfig
 from sqt_fast.errors import InterruptedRunError, SqtError
 from sqt_fast.openmp import spin_briefly
 
@@ -109,7 +109,7 @@ def index(dry_run: bool, as_json: bool, quiet: bool, verbose: bool, **options: A
     """
     config = _config(options)
     logging.basicConfig(level=logging.DEBUG if verbose else logging.WARNING, format="%(name)s: %(message)s")
-    for name in () if not verbose else ("torch", "nvidia", "asyncio", "filelock"):
+    for name in ("torch", "nvidia", "asyncio", "filelock"):
         logging.getLogger(name).setLevel(logging.WARNING)
     interrupt = click.get_current_context().obj
     signal.signal(signal.SIGTERM, interrupt)  # a scheduler's stop is a Ctrl-C
@@ -152,9 +152,9 @@ def _dry_run(config: IndexConfig, stdin: Any, *, as_json: bool) -> None:
     from sqt_fast.worker import Recipe
 
     found = find_videos(config.inputs, path_col=config.path_col, stdin=stdin)[: config.limit]
-    videos = existing_ledger(config.output, overwrite=config.overwrite).todo(found, retry_failed=config.retry_failed)
-    recipe = Recipe(find_protocol(config.protocol, config.weights), config.stride_s, config.target_fps)
-    findings = list(survey(videos, recipe))
+    ledger = existing_ledger(config.output, overwrite=config.overwrite)
+    videos = ledger.todo(found, ledger.gone(found), retry_failed=config.retry_failed)
+    findings = list(survey(videos, Recipe.of(config)))
     sums = totals(findings, already_done=len(found) - len(videos))
     if as_json:
         click.echo(json.dumps({**sums, "files": [f.as_dict() for f in findings]}))

@@ -19,10 +19,12 @@ from sqt_fast.sampling import ClipPlan
 class View:
     """One input of the network: clip_index is the row of the plan, clip (48, S, S) normalised, channels last.
 
-    missing: how many of its 16 frames could not be decoded and were replaced by a neighbour.
+    crop: number of the crop, as crop_corners orders them. missing: how many of its 16 frames could not be decoded and
+    were replaced by a neighbour.
     """
 
     clip_index: int
+    crop: int
     clip: Tensor
     missing: int
 
@@ -61,7 +63,7 @@ class ClipMaker:
         """Take the next frames, in order, and yield the views that are complete now."""
         for number, image in zip(frames.numbers, frames.images, strict=True):
             if self.protocol.num_crops == 1:  # nothing outside the centre is ever needed
-                image = _crop(image, self.protocol.crop_size, 1)
+                image = _centre(image, self.protocol.crop_size)
             self._replace_missing(number, image)
             self.newest = image
             self.pending.popleft()
@@ -94,10 +96,10 @@ class ClipMaker:
                 del self.store[n]
         size = self.protocol.crop_size
         height, width = clip.shape[1:]
-        for top, left in crop_corners(height, width, size, self.protocol.num_crops):
-            yield View(clip_index, clip[:, top : top + size, left : left + size], missing)
+        for crop, (top, left) in enumerate(crop_corners(height, width, size, self.protocol.num_crops)):
+            yield View(clip_index, crop, clip[:, top : top + size, left : left + size], missing)
 
 
-def _crop(image: Tensor, size: int, num_crops: int) -> Tensor:
-    (top, left), *_ = crop_corners(image.shape[0], image.shape[1], size, num_crops)
+def _centre(image: Tensor, size: int) -> Tensor:
+    ((top, left),) = crop_corners(image.shape[0], image.shape[1], size, 1)
     return image[top : top + size, left : left + size].contiguous()

@@ -30,13 +30,6 @@ OFFICIAL_HMDB51 = Protocol("official", short_side=286, crop_size=286, num_clips=
 PROTOCOLS = (FAST.name, OFFICIAL.name)
 
 
-def find_protocol(name: str, weights: str) -> Protocol:
-    """Return the protocol ``name`` as the release uses it with the published ``weights``."""
-    if name == FAST.name:
-        return FAST
-    return OFFICIAL_HMDB51 if weights == "hmdb51" else OFFICIAL
-
-
 @dataclass(frozen=True)
 class IndexConfig:
     """Everything ``sqt-fast index`` was asked for. None means "decide from the facts"."""

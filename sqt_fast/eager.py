@@ -1,5 +1,7 @@
 """The eager backend: the folded network, channels last, run by PyTorch as it is."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -25,9 +27,10 @@ class EagerBackend:
     def __init__(self, model: SqueezeTime, *, device: str, dtype: torch.dtype, batch_size: int, size: int) -> None:
         del batch_size, size  # any shape will do
         self.device, self.dtype = device, dtype
+        self.net: Callable[[Tensor], tuple[Tensor, Tensor]]
         self.net = LogitsAndEmbeddings(model).to(device, dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not inference_mode: its tensors are of a kind of their own, for which all is compiled again
     def run(self, clips: Tensor) -> tuple[Tensor, Tensor]:
         logits, embeddings = self.net(clips.to(self.device, self.dtype, memory_format=torch.channels_last))
         return logits.cpu(), embeddings.cpu()

@@ -13,7 +13,7 @@ from sqt_fast import __version__
 from sqt_fast.archive import VideoFile, find_videos
 from sqt_fast.backends import Backend
 from sqt_fast.choose import Choice, choose, find_device, open_backend
-from sqt_fast.config import IndexConfig, find_protocol
+from sqt_fast.config import IndexConfig
 from sqt_fast.errors import ConfigError, InterruptedRunError, OutputError, SqtError
 from sqt_fast.ledger import Ledger
 from sqt_fast.parts import Parts
@@ -111,8 +111,9 @@ class _Run:
 
     def _todo(self, base: Table | None) -> list[VideoFile]:
         ledger = Ledger([*([] if base is None else [base]), *self.parts.tables()])
-        todo = ledger.todo(self.videos, retry_failed=self.config.retry_failed)
-        self.summary.vanished = len(ledger.gone(self.videos))
+        gone = ledger.gone(self.videos)
+        todo = ledger.todo(self.videos, gone, retry_failed=self.config.retry_failed)
+        self.summary.vanished = len(gone)
         self.summary.already_done = len(self.videos) - len(todo)
         if self.summary.vanished:
             self.watcher.note(f"{self.summary.vanished} videos of the table are gone from disk; their rows stay")
@@ -123,8 +124,7 @@ class _Run:
     ) -> None:
         """Label ``todo`` into parts."""
         started = time.perf_counter()
-        protocol = find_protocol(self.config.protocol, self.config.weights)
-        recipe = Recipe(protocol, self.config.stride_s, self.config.target_fps)
+        recipe = Recipe.of(self.config)
         choice, backend = self._open_backend(todo, weights, recipe, base_metadata)
         metadata = self._metadata(settings, weights, choice)
         unfinished = self.parts.run or {}

@@ -30,10 +30,9 @@ class Ledger:
         unreachable = {v.name for v in videos if v.size_bytes is None and self.done.get(v.name, v.key) != v.key}
         return unreachable | {path for path in self.done if path not in listed and not os.path.lexists(path)}
 
-    def todo(self, videos: Sequence[VideoFile], *, retry_failed: bool) -> list[VideoFile]:
+    def todo(self, videos: Sequence[VideoFile], gone: set[str], *, retry_failed: bool) -> list[VideoFile]:
         """Return the videos without rows, with rows of an older state of the file, or to be tried again."""
         again = self.failed if retry_failed else set()
-        gone = self.gone(videos)
         return [v for v in videos if v.name not in gone and (self.done.get(v.name) != v.key or v.name in again)]
 
 

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rich.console import Console
@@ -95,7 +95,7 @@ def print_summary(summary: Summary, console: Console) -> None:
     videos = f"{summary.videos}" + (f", {summary.already_done} of them done before" if summary.already_done else "")
     grid.add_row("videos", videos)
     grid.add_row("rows", str(summary.rows))
-    reasons = ", ".join(f"{count} {status}" for status, count in summary.failures.items())
+    reasons = _counts(summary.failures)
     grid.add_row("failed", f"{summary.failed}" + (f": {reasons}" if reasons else ""))
     grid.add_row("frames", f"{tally.frames_decoded} decoded, {tally.frames_wanted} wanted")
     grid.add_row("wall time", f"{summary.wall_s:.1f} s, {summary.start_s:.1f} s of it to start the network")
@@ -111,8 +111,7 @@ def print_findings(findings: Iterable[Finding], sums: dict[str, Any]) -> None:
     out = Console(file=sys.stdout, highlight=False, soft_wrap=True)
     for finding in findings:
         out.print(escape(_line(finding)))
-    reasons = ", ".join(f"{count} {status}" for status, count in sums["failures"].items())
-    codecs = ", ".join(f"{count} {codec}" for codec, count in sums["codecs"].items())
+    reasons, codecs = _counts(sums["failures"]), _counts(sums["codecs"])
     out.print(f"{sums['videos']} videos, {_clock(sums['duration_s'])} of video, {sums['size_bytes'] / 1e6:.1f} MB")
     out.print(f"codecs: {codecs or 'none'}")
     out.print(f"cannot be labelled: {sums['failed']}" + (f" ({reasons})" if reasons else ""))
@@ -133,6 +132,10 @@ def _line(finding: Finding) -> str:
         f"{finding.video.name}  {facts.codec} {facts.width}x{facts.height}{turned}  {rate}  {facts.duration_s:.2f} s  "
         f"{finding.num_clips} clips{broken}"
     )
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in counts.items())
 
 
 def _clock(seconds: float) -> str:

@@ -17,13 +17,14 @@ from torch import Tensor
 from sqt_fast.archive import VideoFile
 from sqt_fast.backends import Backend
 from sqt_fast.clips import ClipMaker, View
-from sqt_fast.config import Protocol
+from sqt_fast.config import IndexConfig, Protocol
 from sqt_fast.decode import DecodeReport, HostDecoder
 from sqt_fast.errors import BackendError, VideoError
 from sqt_fast.probe import Probe, probe
 from sqt_fast.rows import Float32, RowStyle, Scored, failed_row, video_rows
 from sqt_fast.sampling import ClipPlan, plan_clips
 from sqt_fast.table import Row
+from sqt_fast.zoo import find_protocol
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +41,11 @@ class Recipe:
     protocol: Protocol
     stride_s: float | None = None
     target_fps: float | None = None
+
+    @classmethod
+    def of(cls, config: IndexConfig) -> "Recipe":
+        """Return the recipe that ``config`` asks for."""
+        return cls(find_protocol(config.protocol, config.weights), config.stride_s, config.target_fps)
 
     def plan(self, facts: Probe) -> ClipPlan:
         """Return the clips of a probed video."""
@@ -94,7 +100,6 @@ class _Job:
     error: VideoError | None = None
     decoded: bool = False
     views_open: int = 0
-    views_seen: dict[int, int] = field(default_factory=dict)
     scores: Float32 | None = None
     embeddings: Float32 | None = None
     missing: dict[int, int] = field(default_factory=dict)
@@ -205,22 +210,21 @@ class Worker:
         """Keep each view on its own, so that their mean does not depend on the order in which they came."""
         assert job.plan is not None
         crops = self.recipe.protocol.num_crops
-        crop = job.views_seen.get(view.clip_index, 0)
-        job.views_seen[view.clip_index] = crop + 1
         job.missing[view.clip_index] = view.missing
         if job.scores is None:
             job.scores = np.zeros((len(job.plan), crops, len(scores)), np.float32)
-        job.scores[view.clip_index, crop] = scores.numpy()
+        job.scores[view.clip_index, view.crop] = scores.numpy()
         if self.embeddings:
             if job.embeddings is None:
                 job.embeddings = np.zeros((len(job.plan), crops, len(embedding)), np.float32)
-            job.embeddings[view.clip_index, crop] = embedding.numpy()
+            job.embeddings[view.clip_index, view.crop] = embedding.numpy()
 
     def _result(self, job: _Job) -> VideoResult:
         self._count(job)
-        if job.facts is None or job.plan is None or (job.error is not None and job.scores is None):
-            error = job.error or VideoError("error", "nothing is known of this file")
-            return VideoResult(job.video, [failed_row(job.video, error, job.facts)])
+        if job.error is not None and job.scores is None:
+            return VideoResult(job.video, [failed_row(job.video, job.error, job.facts)])
+        assert job.facts is not None
+        assert job.plan is not None
         labelled = np.array([job.missing.get(i, 16) <= MAX_MISSING for i in range(len(job.plan))])
         scored = Scored(
             scores=np.zeros((len(job.plan), 1), np.float32) if job.scores is None else job.scores.mean(axis=1),

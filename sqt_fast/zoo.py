@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sqt_fast.config import FAST, OFFICIAL, OFFICIAL_HMDB51, Protocol
 from sqt_fast.errors import CheckpointError, ConfigError
 from sqt_fast.files import replace_file
 
@@ -40,7 +41,7 @@ class Published:
     file: str
     task: str
     labels: str | None  # name of a bundled list
-    test_protocol: str | None  # of the release's test config
+    official: Protocol = OFFICIAL  # the release's test config
 
     @property
     def url(self) -> str:
@@ -48,16 +49,20 @@ class Published:
         return f"https://github.com/xinghaochen/SqueezeTime/releases/download/ckpts/{self.file}"
 
 
-_KINETICS_TEST = "10 clips x 3 crops, short side 224, crops of 224, softmax averaged over the 30 views"
-_HMDB_TEST = "2 clips x 3 crops, short side 286, crops of 286, softmax averaged over the 6 views"
-
 PUBLISHED = {
-    "k400": Published("SqueezeTime_K400_71.64.pth", "Kinetics-400 actions", "kinetics400", _KINETICS_TEST),
-    "k600": Published("SqueezeTime_K600_76.06.pth", "Kinetics-600 actions", "kinetics600", _KINETICS_TEST),
-    "hmdb51": Published("SqueezeTime_HMDB51_65.56.pth", "HMDB51 actions", "hmdb51", _HMDB_TEST),
-    "in1k": Published("SqueezeTime_in1k_pretrain.pth", "ImageNet pre-training, to train from", None, None),
-    "ava": Published("SqueezeTime-AVA2.1.pth", "AVA 2.1 detection: the backbone, without its region head", None, None),
+    "k400": Published("SqueezeTime_K400_71.64.pth", "Kinetics-400 actions", "kinetics400"),
+    "k600": Published("SqueezeTime_K600_76.06.pth", "Kinetics-600 actions", "kinetics600"),
+    "hmdb51": Published("SqueezeTime_HMDB51_65.56.pth", "HMDB51 actions", "hmdb51", OFFICIAL_HMDB51),
+    "in1k": Published("SqueezeTime_in1k_pretrain.pth", "ImageNet pre-training, to train from", None),
+    "ava": Published("SqueezeTime-AVA2.1.pth", "AVA 2.1 detection: the backbone, without its region head", None),
 }
+
+
+def find_protocol(name: str, weights: str) -> Protocol:
+    """Return the protocol ``name`` as the release uses it with the published ``weights``."""
+    if name == FAST.name:
+        return FAST
+    return PUBLISHED[weights].official if weights in PUBLISHED else OFFICIAL
 
 
 @dataclass(frozen=True)

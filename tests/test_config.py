@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from sqt_fast.config import FAST, OFFICIAL, OFFICIAL_HMDB51, IndexConfig, find_protocol
+from sqt_fast.config import IndexConfig
 from sqt_fast.errors import ConfigError
 
 
@@ -105,10 +105,3 @@ def test_frozen() -> None:
         config().top_k = 3  # type: ignore[misc]
     with pytest.raises(ConfigError):
         replace(config(), output=Path("a.txt"))
-
-
-def test_protocols() -> None:
-    assert find_protocol("fast", "hmdb51") is FAST
-    assert find_protocol("official", "k400") is OFFICIAL
-    assert find_protocol("official", "some/file.pth") is OFFICIAL
-    assert find_protocol("official", "hmdb51") is OFFICIAL_HMDB51

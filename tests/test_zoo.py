@@ -15,9 +15,10 @@ import torch
 
 from sqt_fast import load_model, zoo
 from sqt_fast.checkpoint import file_sha256, save_safetensors
+from sqt_fast.config import FAST, OFFICIAL, OFFICIAL_HMDB51
 from sqt_fast.errors import CheckpointError, ConfigError
 from sqt_fast.model import ModelConfig, SqueezeTime
-from sqt_fast.zoo import LABEL_LISTS, LABELS_FOLDER, PUBLISHED, load_weights, read_labels
+from sqt_fast.zoo import LABEL_LISTS, LABELS_FOLDER, PUBLISHED, find_protocol, load_weights, read_labels
 
 
 def tiny(num_classes: int | None) -> SqueezeTime:
@@ -336,3 +337,10 @@ def test_importing_the_zoo_imports_no_torch() -> None:
     folder = Path(zoo.__file__).parents[1]
     done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_protocols_belong_to_the_published_weights() -> None:
+    assert find_protocol("fast", "hmdb51") is FAST
+    assert find_protocol("official", "k400") is OFFICIAL
+    assert find_protocol("official", "some/file.pth") is OFFICIAL
+    assert find_protocol("official", "hmdb51") is OFFICIAL_HMDB51
