@@ -44,6 +44,17 @@ def shared() -> Path:
     return folder
 
 
+@pytest.fixture
+def quiet_ffmpeg() -> Iterator[None]:
+    """Keep what FFmpeg says of broken files out of the output."""
+    import av
+
+    before = av.logging.get_level()
+    av.logging.set_level(None)
+    yield
+    av.logging.set_level(before)
+
+
 @pytest.fixture(scope="session")
 def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of 8 short videos of several codecs and 5 files that are not sound. Do not change it.

@@ -2,7 +2,6 @@
 
 import shutil
 import subprocess
-from collections.abc import Iterator
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -24,19 +23,12 @@ from sqt_fast.pipelines.resize import HostResizer
 from sqt_fast.probe import Orientation, Probe, probe
 from sqt_fast.samples import FORMATS, Format
 from sqt_fast.scenes import Scene, draw, random_scene
-from tests.matrices import MATRICES, with_matrix
+from tests.videos import MATRICES, with_matrix, write_two_tracks
+
+pytestmark = pytest.mark.usefixtures("quiet_ffmpeg")
 
 UInt8 = NDArray[np.uint8]
 SIZE, FPS = (96, 64), Fraction(25)
-
-
-@pytest.fixture(autouse=True)
-def _quiet() -> Iterator[None]:
-    """Keep what FFmpeg says of broken files out of the output."""
-    before = av.logging.get_level()
-    av.logging.set_level(None)
-    yield
-    av.logging.set_level(before)
 
 
 def look(path: Path) -> Probe:
@@ -254,18 +246,7 @@ def test_pictures_of_another_size_are_scaled_to_the_first(tmp_path: Path) -> Non
 @pytest.mark.parametrize("default", [0, 1], ids=["first", "second"])
 def test_the_probed_stream_is_decoded(default: int, tmp_path: Path) -> None:
     path = tmp_path / "two.mkv"
-    with av.open(str(path), "w") as container:
-        streams: list[av.VideoStream] = []
-        for size in ((64, 48), (160, 128)):
-            stream = container.add_stream("mpeg4", FPS)
-            assert isinstance(stream, av.VideoStream)
-            stream.width, stream.height = size
-            stream.disposition = av.stream.Disposition(len(streams) == default)
-            streams.append(stream)
-        for k, stream in enumerate(streams):
-            for pixels in draw(random_scene("left", k), np.arange(8) / 25, (stream.width, stream.height)):
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
-            container.mux(stream.encode(None))
+    write_two_tracks(path, "left", (8, 8), default)
     facts = look(path)
     assert facts.stream_index == default
     drawn = np.stack(list(draw(random_scene("left", default), np.arange(8) / 25, ((64, 48), (160, 128))[default])))

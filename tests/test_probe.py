@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -24,20 +24,13 @@ from sqt_fast.rows import _damage, _missing_end
 from sqt_fast.samples import FORMATS, Format
 from sqt_fast.scenes import draw, random_scene
 from sqt_fast.table import Row
-from tests.matrices import MATRICES, with_matrix
+from tests.videos import MATRICES, with_matrix, write_two_tracks
+
+pytestmark = pytest.mark.usefixtures("quiet_ffmpeg")
 
 SIZE, SECONDS = (96, 64), 1.6
 FPS = Fraction(25)
 Times = NDArray[np.float64]
-
-
-@pytest.fixture(autouse=True)
-def _quiet() -> Iterator[None]:
-    """Keep what FFmpeg says of broken files out of the output."""
-    before = av.logging.get_level()
-    av.logging.set_level(None)
-    yield
-    av.logging.set_level(before)
 
 
 def look(path: Path | str) -> Probe:
@@ -282,18 +275,7 @@ def test_names_are_names_not_addresses(name: str | bytes, tmp_path: Path, monkey
 @pytest.mark.parametrize("default", [0, 1], ids=["first", "second"])
 def test_the_same_stream_as_ffmpegs(default: int, tmp_path: Path) -> None:
     path = tmp_path / "two.mkv"
-    with av.open(str(path), "w") as container:
-        streams: list[av.VideoStream] = []
-        for size in ((64, 48), (160, 128)):
-            stream = container.add_stream("mpeg4", FPS)
-            assert isinstance(stream, av.VideoStream)
-            stream.width, stream.height = size
-            stream.disposition = av.stream.Disposition(len(streams) == default)
-            streams.append(stream)
-        for k, stream in enumerate(streams):
-            for pixels in draw(random_scene("up", k), np.arange(10 + k) / 25, (stream.width, stream.height)):
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
-            container.mux(stream.encode(None))
+    write_two_tracks(path, "up", (10, 11), default)
     with av.open(str(path)) as container:
         best = container.streams.best("video")
         assert best is not None
