@@ -1,0 +1,153 @@
+"""Colours of every matrix: the correction against the standard's formulas, and DALI with it against swscale."""
+
+import io
+from collections.abc import Iterator
+from contextlib import closing
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+import torch
+from av.video.reformatter import ColorRange, Interpolation
+from av.video.stream import VideoStream
+from numpy.typing import NDArray
+
+from sqt_fast.colour import correct
+from sqt_fast.nvdec import Sample, SegmentDecoder, dali_pipelines
+
+UInt8 = NDArray[np.uint8]
+EXACT = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
+NUM_FRAMES = 6
+WIDTH, HEIGHT = 192, 128
+
+# R = Y + r Cr, G = Y - g Cb - h Cr, B = Y + b Cb with Cb, Cr in -0.5..0.5, as printed in BT.601, BT.709 and BT.2020
+# and computed from the primaries' weights for the others.
+FORMULAS = {
+    1: (1.5748, 0.1873, 0.4681, 1.8556),
+    4: (1.4000, 0.3318, 0.7119, 1.7800),
+    7: (1.5760, 0.2266, 0.4766, 1.8260),
+    9: (1.4746, 0.1646, 0.5714, 1.8814),
+    10: (1.4746, 0.1646, 0.5714, 1.8814),
+}
+BT601 = (1.4020, 0.3441, 0.7141, 1.7720)
+SWSCALE = {1: "ITU709", 7: "SMPTE240M", 9: "BT2020"}  # VP9 cannot say FCC
+
+
+def rgb(ycc: NDArray[np.float64], r: float, g: float, h: float, b: float) -> NDArray[np.float64]:
+    """ycc: (..., 3), luma 0..255 and chroma around 0."""
+    y, cb, cr = ycc[..., 0], ycc[..., 1], ycc[..., 2]
+    return np.stack([y + r * cr, y - g * cb - h * cr, y + b * cb], axis=-1)
+
+
+@pytest.mark.parametrize("colorspace", FORMULAS)
+def test_equals_the_standard(colorspace: int) -> None:
+    """Convert YCbCr both ways; wherever BT.601 did not clip, the correction leads from one to the other."""
+    rng = np.random.default_rng(colorspace)
+    ycc = np.concatenate([rng.uniform(0, 255, (40, 50, 50, 1)), rng.uniform(-128, 128, (40, 50, 50, 2))], axis=-1)
+    wrong, wanted = rgb(ycc, *BT601), rgb(ycc, *FORMULAS[colorspace])
+    unclipped = ((wrong >= 0) & (wrong <= 255)).all(axis=-1)
+    rounded = torch.from_numpy(wrong.clip(0, 255).round().astype(np.uint8))
+    corrected = correct(rounded, colorspace)
+    assert corrected.dtype == torch.uint8
+    assert unclipped.sum() > 10_000
+    difference = np.abs(corrected.numpy() - wanted.clip(0, 255))[unclipped]
+    assert difference.max() <= 1.3  # rounded twice, the first time to be multiplied
+    assert difference.mean() < 0.4
+
+
+@pytest.mark.parametrize("colorspace", FORMULAS)
+def test_grey_stays_grey(colorspace: int) -> None:
+    grey = torch.arange(256, dtype=torch.uint8).view(1, 16, 16, 1).expand(1, 16, 16, 3).contiguous()
+    assert torch.equal(correct(grey, colorspace), grey)
+
+
+@pytest.mark.parametrize("colorspace", [0, 2, 3, 5, 6, 8, 11, 14, 255])
+def test_what_swscale_takes_for_bt601_is_left_alone(colorspace: int) -> None:
+    images = torch.zeros(1, 4, 4, 3, dtype=torch.uint8)
+    assert correct(images, colorspace) is images
+
+
+def test_saturated_values_are_clamped_not_wrapped() -> None:
+    images = torch.tensor([[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255]], dtype=torch.uint8)
+    corrected = correct(images.view(1, 1, 4, 3), 1).view(4, 3)
+    matrix = np.linalg.solve(  # rgb = matrix601 ycc, so the correction is matrix709 matrix601^-1, transposed here
+        rgb(np.eye(3), *BT601), rgb(np.eye(3), *FORMULAS[1])
+    )
+    wanted = (images.numpy().astype(np.float64) @ matrix).clip(0, 255)
+    assert np.abs(corrected.numpy() - wanted).max() <= 0.6
+
+
+@pytest.mark.parametrize("num_frames", [0, 1, 16, 33])
+def test_each_frame_of_many_is_corrected_alone(num_frames: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (num_frames, 6, 10, 3), dtype=torch.uint8, generator=generator)
+    before = images.clone()
+    corrected = correct(images, 9)
+    assert corrected.shape == images.shape
+    assert torch.equal(images, before)
+    for i in range(num_frames):
+        assert torch.equal(correct(images[i : i + 1], 9)[0], corrected[i])
+
+
+def encode(colorspace: str, *, full_range: bool = False) -> bytes:
+    """Encode flat patches of many colours, moving, as VP9 with the matrix's tag."""
+    rng = np.random.default_rng(3)
+    patches = rng.integers(40, 216, (HEIGHT // 16, WIDTH // 16, 3), np.uint8).repeat(16, 0).repeat(16, 1)
+    file = io.BytesIO()
+    with av.open(file, "w", format="webm") as container:
+        options = {"deadline": "realtime", "cpu-used": "8", "crf": "4", "b": "0"}
+        stream = container.add_stream("libvpx-vp9", 25, options)
+        assert isinstance(stream, VideoStream)
+        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        context = stream.codec_context
+        context.colorspace = next(tag for tag, name in SWSCALE.items() if name == colorspace)
+        context.color_range = color_range = 2 if full_range else 1
+        context.thread_count = 1
+        for i in range(NUM_FRAMES):
+            frame = av.VideoFrame.from_ndarray(np.roll(patches, 16 * i, 1), format="rgb24")
+            frame = frame.reformat(
+                format="yuv420p",
+                dst_colorspace=colorspace,
+                dst_color_range=ColorRange(color_range),
+                interpolation=EXACT,
+            )
+            frame.pts, frame.time_base = i, Fraction(1, 25)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def decoder() -> Iterator[SegmentDecoder]:
+    make_pipeline = dali_pipelines(HEIGHT, device_id=None, num_threads=1)
+    with closing(SegmentDecoder(make_pipeline, batch_size=1, num_pipelines=1)) as decoder:
+        yield decoder
+
+
+def swscale(data: bytes, colorspace: str) -> tuple[int, UInt8]:
+    """Return the tag that PyAV finds, and the frames (F, H, W, 3) with their own colours."""
+    with av.open(io.BytesIO(data), "r") as container:
+        frames = list(container.decode(video=0))
+    images = [f.reformat(format="rgb24", src_colorspace=colorspace, interpolation=EXACT).to_ndarray() for f in frames]
+    return frames[0].colorspace, np.stack(images).astype(np.uint8)
+
+
+@pytest.mark.parametrize("full_range", [False, True], ids=["limited", "full"])
+@pytest.mark.parametrize(("tag", "colorspace"), SWSCALE.items(), ids=SWSCALE.values())
+def test_dali_and_correction_equal_swscale(
+    decoder: SegmentDecoder, tag: int, colorspace: str, *, full_range: bool
+) -> None:
+    data = encode(colorspace, full_range=full_range)
+    found, wanted = swscale(data, colorspace)
+    images = decoder.decode(Sample(data, np.arange(NUM_FRAMES, dtype=np.int32), (HEIGHT, WIDTH)))
+    corrected = correct(images, found)
+    unclipped = ((images.numpy() > 2) & (images.numpy() < 253)).all(axis=-1)
+    assert unclipped.mean() > 0.9
+
+    def mean_difference(ours: torch.Tensor) -> float:
+        return float(np.abs(ours.numpy().astype(np.int16) - wanted)[unclipped].mean())
+
+    assert found == tag
+    assert mean_difference(corrected) < 0.5
+    assert mean_difference(images) > 3.5

@@ -1,0 +1,90 @@
+"""The GPU's decoders: which codecs they get right, their colours, and several threads at once."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("nvidia.dali", reason="DALI is not installed")
+pytest.importorskip("av", reason="PyAV is not installed")
+
+from sqt_fast.colour import correct
+from sqt_fast.nvdec import Sample, SegmentDecoder, SegmentError, dali_pipelines
+from sqt_fast.resize import resize
+from sqt_fast.route import why_no_gpu_decoder
+from sqt_fast.selftest import CLIPS, NUM_FRAMES, encode, host_frames, working_codecs
+
+pytestmark = pytest.mark.needs_cuda
+SHORT_SIDE = 256
+
+
+@pytest.fixture(scope="module")
+def decoder() -> Iterator[SegmentDecoder]:
+    reason = why_no_gpu_decoder()
+    if reason is not None:
+        pytest.fail(f"NVDEC cannot be used: {reason}")
+    make_pipeline = dali_pipelines(SHORT_SIDE, device_id=0)
+    with closing(SegmentDecoder(make_pipeline, batch_size=16, num_pipelines=2, note=print)) as decoder:
+        yield decoder
+
+
+def sample(codec: str, indices: list[int]) -> Sample:
+    clip = CLIPS[codec]
+    return Sample(encode(clip), np.array(indices, np.int32), clip.size[::-1])
+
+
+def test_every_codec_works(decoder: SegmentDecoder) -> None:
+    """What fails here is turned off in use: this says what and why."""
+    found = working_codecs(decoder.decode, short_side=SHORT_SIDE)
+    for codec, reason in found.items():
+        print(f"{codec}: {reason or 'works'}")
+    assert found == dict.fromkeys(CLIPS)
+
+
+@pytest.mark.parametrize("codec", CLIPS)
+def test_pixels_equal_the_hosts(decoder: SegmentDecoder, codec: str) -> None:
+    """Only rounding may differ: NVDEC's pictures are FFmpeg's to the bit, and the resize is the same."""
+    wanted = sample(codec, list(range(0, NUM_FRAMES, 5)))
+    images = decoder.decode(wanted)
+    assert images.is_cuda
+    truth = resize(torch.from_numpy(host_frames(wanted)), SHORT_SIDE).numpy().astype(np.int16)
+    difference = np.abs(images.cpu().numpy() - truth)
+    print(f"{codec}: mean {difference.mean():.3f}, max {difference.max()} levels")
+    assert difference.mean() < (1.5 if codec == "hevc10" else 0.5)  # 10 bits are cut to 8 somewhere on the way
+
+
+@pytest.mark.parametrize("colorspace", [1, 7, 9])
+def test_colours_are_corrected_as_on_the_cpu(colorspace: int) -> None:
+    images = torch.randint(0, 256, (40, 30, 50, 3), dtype=torch.uint8)
+    ours = correct(images.cuda(), colorspace)
+    assert ours.is_cuda
+    difference = (ours.cpu().int() - correct(images, colorspace).int()).abs()
+    assert difference.max() <= 1  # a half may be rounded either way
+    assert difference.float().mean() < 1e-3
+
+
+def test_many_threads_beside_a_busy_gpu(decoder: SegmentDecoder) -> None:
+    """200 samples from 24 threads, a bad one among them, memory used again at once: all equal what each gives alone."""
+    kinds = [sample(codec, [i, i + 7, 39]) for codec in ("h264", "vp9") for i in range(4)]
+    truths = [decoder.decode(kind).cpu() for kind in kinds]
+    samples = [kinds[i % len(kinds)] for i in range(200)]
+    samples[100] = Sample(b"no video at all" * 9, np.array([0], np.int32), (96, 128))
+    busy = torch.randn(2048, 2048, device="cuda")
+
+    def decode(wanted: Sample) -> torch.Tensor:
+        images = decoder.decode(wanted)
+        busy.mm(busy)  # on the default stream: what follows waits while the frames' memory may not be used again
+        total = images.to(torch.int32).add(1)
+        del images
+        return total.sub(1).to(torch.uint8).cpu()
+
+    with ThreadPoolExecutor(24) as pool:
+        futures = [pool.submit(decode, wanted) for wanted in samples]
+    for i, future in enumerate(futures):
+        if i == 100:
+            assert isinstance(future.exception(), SegmentError)
+        else:
+            assert torch.equal(future.result(), truths[i % len(kinds)])

@@ -1,0 +1,167 @@
+"""The DALI graph of segments, on the CPU with VP9 and VP8, against PyAV and the host's resize."""
+
+import io
+from collections.abc import Callable
+from dataclasses import replace
+from fractions import Fraction
+from functools import cache
+
+import av
+import numpy as np
+import pytest
+import torch
+from av.video.stream import VideoStream
+from numpy.typing import NDArray
+
+from sqt_fast.nvdec import Sample
+from sqt_fast.pipelines.decode import SegmentPipeline
+from sqt_fast.resize import resize
+from sqt_fast.scenes import render
+from sqt_fast.selftest import host_frames
+
+UInt8 = NDArray[np.uint8]
+SHORT_SIDE = 96
+
+
+@cache
+def clip(size: tuple[int, int], num_frames: int = 24, container: str = "mp4", encoder: str = "libvpx-vp9") -> bytes:
+    """Return a file of a moving scene; size: (width, height)."""
+    file = io.BytesIO()
+    with av.open(file, "w", format=container) as output:
+        stream = output.add_stream(encoder, 25, {"deadline": "realtime", "cpu-used": "8", "g": "10", "b": "1M"})
+        assert isinstance(stream, VideoStream)
+        stream.width, stream.height = size
+        stream.pix_fmt, stream.codec_context.thread_count = "yuv420p", 1
+        for i, pixels in enumerate(render("right", num_frames=num_frames, fps=25, size=size, seed=size)):
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            frame.pts, frame.time_base = i, Fraction(1, 25)
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode(None))
+    return file.getvalue()
+
+
+def sample(size: tuple[int, int], indices: list[int], display_size: tuple[int, int] | None = None) -> Sample:
+    return Sample(clip(size), np.array(indices, np.int32), size[::-1], display_size)
+
+
+def on_the_host(wanted: Sample, short_side: int = SHORT_SIDE) -> UInt8:
+    """Decode with PyAV, and resize with ``sqt_fast/resize.py``."""
+    return resize(torch.from_numpy(host_frames(wanted)), short_side).numpy()
+
+
+def assert_same(images: UInt8, truth: UInt8) -> None:
+    """Equal but for rounding: DALI resizes in floating point, PyTorch in fixed point."""
+    assert images.shape == truth.shape
+    difference = np.abs(images.astype(np.int16) - truth)
+    assert difference.max() <= 1
+    assert difference.mean() < 0.3
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> SegmentPipeline:
+    return SegmentPipeline(SHORT_SIDE, device_id=None, batch_size=4, num_threads=2)
+
+
+CASES: dict[str, Callable[[], Sample]] = {
+    "down": lambda: sample((320, 240), [0, 7, 23]),
+    "up": lambda: sample((80, 64), [3, 4, 5]),
+    "portrait": lambda: sample((128, 200), [11]),
+    "the right size already": lambda: sample((128, 96), [0, 12]),
+    "every frame": lambda: sample((128, 96), list(range(24))),
+    "not a multiple of 8": lambda: sample((170, 130), [1, 20]),
+    "odd": lambda: sample((171, 133), [1, 20]),
+    "cropped": lambda: sample((320, 240), [2, 9], (180, 300)),
+    "cropped to the right size": lambda: sample((320, 240), [2, 9], (96, 128)),
+    "cropped by one row": lambda: sample((320, 240), [2, 9], (239, 320)),
+    "cropped to everything": lambda: sample((320, 240), [2, 9], (240, 320)),
+    "vp8": lambda: Sample(
+        clip((160, 120), 24, "webm", "libvpx"), np.array([5, 22], np.int32), (120, 160), display_size=(112, 160)
+    ),
+}
+
+
+@pytest.mark.parametrize("make", CASES.values(), ids=CASES)
+def test_equals_pyav_and_the_hosts_resize(pipeline: SegmentPipeline, make: Callable[[], Sample]) -> None:
+    wanted = make()
+    (images,) = pipeline.run([wanted])
+    assert images.dtype == torch.uint8
+    assert images.is_contiguous()
+    assert min(images.shape[1:3]) == SHORT_SIDE
+    assert_same(images.numpy(), on_the_host(wanted))
+
+
+def test_batch_of_different_samples(pipeline: SegmentPipeline) -> None:
+    """Sizes, crops and numbers of frames differ; batches may be smaller than announced."""
+    samples = [make() for make in CASES.values()]
+    for i in range(0, len(samples), 3):
+        batch = samples[i : i + 3]
+        for images, wanted in zip(pipeline.run(batch), batch, strict=True):
+            assert_same(images.numpy(), on_the_host(wanted))
+
+
+@pytest.mark.parametrize("short_side", [64, 224, 256])
+def test_other_short_sides(short_side: int) -> None:
+    pipeline = SegmentPipeline(short_side, device_id=None, batch_size=1, num_threads=1)
+    wanted = sample((320, 240), [0, 23])
+    (images,) = pipeline.run([wanted])
+    assert_same(images.numpy(), on_the_host(wanted, short_side))
+
+
+def test_cropped_and_enlarged() -> None:
+    """The last row and column may see what was cropped away; elsewhere a few values are rounded the other way."""
+    pipeline = SegmentPipeline(256, device_id=None, batch_size=1, num_threads=1)
+    wanted = sample((320, 240), [0, 23], (236, 316))
+    (images,) = pipeline.run([wanted])
+    truth = on_the_host(wanted, 256)
+    assert images.shape == truth.shape
+    difference = np.abs(images.numpy().astype(np.int16) - truth)[:, :-1, :-1]
+    assert difference.max() <= 1
+    assert difference.mean() < 0.3
+
+
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview, lambda data: np.frombuffer(data, np.uint8)])
+def test_any_kind_of_bytes(pipeline: SegmentPipeline, kind: Callable[[bytes], bytes]) -> None:
+    wanted = sample((128, 96), [4])
+    (images,) = pipeline.run([replace(wanted, data=kind(clip((128, 96))))])
+    assert_same(images.numpy(), on_the_host(wanted))
+
+
+def test_results_outlive_later_runs(pipeline: SegmentPipeline) -> None:
+    samples = [sample((128, 96), [i % 24]) for i in range(60)]
+    kept = [images for i in range(0, 60, 4) for images in pipeline.run(samples[i : i + 4])]
+    truth = on_the_host(sample((128, 96), list(range(24))))
+    assert all(np.array_equal(images[0].numpy(), truth[i % 24]) for i, images in enumerate(kept))
+    assert len({images.untyped_storage().data_ptr() for images in kept}) == len(kept)  # no batch is held by one sample
+
+
+BAD: dict[str, Callable[[], Sample]] = {
+    "empty": lambda: replace(sample((128, 96), [0]), data=b""),
+    "no video": lambda: replace(sample((128, 96), [0]), data=b"this is no video" * 50),
+    "cut off": lambda: replace(sample((128, 96), [0]), data=clip((128, 96))[:1000]),
+    "beyond the end": lambda: sample((128, 96), [0, 24]),
+    "a codec that the CPU has not": lambda: replace(
+        sample((128, 96), [0]), data=clip((128, 96), 4, "mp4", "mpeg4"), coded_size=(96, 128)
+    ),
+}
+
+
+@pytest.mark.usefixtures("quiet_ffmpeg")
+@pytest.mark.parametrize("make", BAD.values(), ids=BAD)
+def test_bad_sample_raises_and_the_next_batch_is_right(pipeline: SegmentPipeline, make: Callable[[], Sample]) -> None:
+    good = sample((128, 96), [3, 17])
+    with pytest.raises((RuntimeError, ValueError)):
+        pipeline.run([good, make()])
+    (images,) = pipeline.run([good])
+    assert np.array_equal(images.numpy(), on_the_host(good))
+
+
+def test_memory_can_be_released(pipeline: SegmentPipeline) -> None:
+    pipeline.release_memory()
+    good = sample((128, 96), [3, 17])
+    assert np.array_equal(pipeline.run([good])[0].numpy(), on_the_host(good))
+
+
+@pytest.mark.parametrize("indices", [[], [3, 3], [5, 4], [-1, 2]], ids=["none", "repeated", "descending", "negative"])
+def test_indices_that_dali_would_misread_are_a_bug(indices: list[int]) -> None:
+    with pytest.raises(AssertionError):
+        sample((128, 96), indices)
