@@ -28,6 +28,16 @@ def _auto_or_count(ctx: click.Context, param: click.Parameter, value: Any) -> An
     return value if value == "auto" else click.IntRange(min=1).convert(value, param, ctx)
 
 
+def _auto_or_memory(ctx: click.Context, param: click.Parameter, value: str) -> Any:
+    """Return ``auto`` as it is, else bytes."""
+    del ctx, param
+    if value == "auto":
+        return value
+    from sqt_fast.memory import parse_memory
+
+    return parse_memory(value)
+
+
 class _Interrupt:
     """Ctrl-C, or a scheduler's stop. Remembered: torch turns an interrupt inside it into errors of other kinds."""
 
@@ -87,6 +97,20 @@ def main() -> None:
 @click.option("--device", default="auto", metavar="auto|cpu|cuda[:N]", help="Where it runs.")
 @click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), default="auto", help="Of the network.")
 @click.option("--batch-size", metavar="auto|N", default="auto", callback=_auto_or_count, help="Clips at once.")
+@click.option(
+    "--decoder",
+    type=click.Choice(["auto", "nvdec", "cpu"]),
+    default="auto",
+    help="nvdec: the GPU's, through DALI, for the videos that it decodes rightly. cpu: FFmpeg for all.",
+)
+@click.option(
+    "--memory",
+    "memory_bytes",
+    metavar="auto|SIZE",
+    default="auto",
+    callback=_auto_or_memory,
+    help="For decoding, as 8G; auto: half of what is free.",
+)
 @click.option("--path-col", default="path", help="Column of .csv and .parquet lists that holds the path.")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Label the first N videos only.")
 @click.option(
@@ -147,9 +171,9 @@ def _config(options: dict[str, Any]) -> IndexConfig:
 def _dry_run(config: IndexConfig, stdin: Any, *, as_json: bool) -> None:
     from sqt_fast.archive import find_videos
     from sqt_fast.ledger import existing_ledger
+    from sqt_fast.recipe import Recipe
     from sqt_fast.report import print_findings
     from sqt_fast.survey import survey, totals
-    from sqt_fast.worker import Recipe
 
     found = find_videos(config.inputs, path_col=config.path_col, stdin=stdin)[: config.limit]
     ledger = existing_ledger(config.output, overwrite=config.overwrite)

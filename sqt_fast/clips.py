@@ -1,18 +1,20 @@
 """From the frames of one video to the clips the network sees: each frame is decoded and resized once, however many
-clips share it.
+clips share it, and clips are made as soon as their frames are there, whatever the order of the segments.
 """
 
-from collections import Counter, deque
+import threading
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from sqt_fast.config import Protocol
-from sqt_fast.decode import Frames
+from sqt_fast.crops import centre, crop_corners
 from sqt_fast.kernels.squeeze import squeeze_reference
-from sqt_fast.sampling import ClipPlan
+from sqt_fast.sampling import ClipPlan, Int64
 
 
 @dataclass(frozen=True)
@@ -29,77 +31,125 @@ class View:
     missing: int
 
 
-def crop_corners(height: int, width: int, size: int, num_crops: int) -> list[tuple[int, int]]:
-    """Return (top, left) of each crop of ``size`` pixels.
+@dataclass(frozen=True)
+class Clip:
+    """The 16 images of a clip that is complete: (H, W, 3) uint8 each."""
 
-    One crop is the centre; three are left, right, centre of a landscape frame, top, bottom, centre of a portrait one.
-    Source: mmaction2's CenterCrop and ThreeCrop.
-    """
-    top, left = (height - size) // 2, (width - size) // 2
-    if num_crops == 1:
-        return [(top, left)]
-    if width >= height:
-        return [(top, 0), (top, 2 * left), (top, left)]  # as there, a pixel before the edge where the rest is odd
-    return [(0, left), (2 * top, left), (top, left)]
+    clip_index: int
+    images: list[Tensor]
+    missing: int
 
 
 class ClipMaker:
-    """Gather decoded frames into clips as soon as the last frame of each has come.
+    """Gather the decoded frames of a video into clips. Segments may come in any order, and at once.
 
-    A wanted frame that never comes is replaced by the last one before it, as a player would go on showing it.
+    A wanted frame that never comes is replaced by the last one before it in its segment, as a player would go on
+    showing it; at the start of a segment by the next one; if a whole segment is lost, by its neighbours in the clip.
     """
 
-    def __init__(self, plan: ClipPlan, protocol: Protocol, dtype: torch.dtype) -> None:
-        self.plan, self.protocol, self.dtype = plan, protocol, dtype
-        last = plan.frames.max(axis=1)
-        self.order = deque((int(last[i]), int(i)) for i in last.argsort(kind="stable"))
-        self.pending = deque(plan.wanted.tolist())
-        self.uses = Counter(n for clip in plan.frames.tolist() for n in set(clip))
-        self.store: dict[int, Tensor] = {}
-        self.missing: set[int] = set()
-        self.newest: Tensor | None = None
+    def __init__(self, plan: ClipPlan, protocol: Protocol) -> None:
+        self.plan, self.protocol = plan, protocol
+        self.wanted = plan.wanted
+        places = np.searchsorted(self.wanted, plan.frames)  # (N, 16)
+        self._clip_of = np.argsort(places.ravel(), kind="stable") // plan.frames.shape[1]
+        self._first = np.append(0, np.cumsum(np.bincount(places.ravel(), minlength=len(self.wanted))))
+        self._waiting = np.full(len(plan), plan.frames.shape[1])
+        self._uses = np.diff(self._first)
+        self._came = np.zeros(len(self.wanted), np.bool_)
+        self._missing: set[int] = set()
+        self._store: dict[int, Tensor | None] = {}
+        self._lock = threading.Lock()
 
-    def add(self, frames: Frames) -> Iterator[View]:
-        """Take the next frames, in order, and yield the views that are complete now."""
-        for number, image in zip(frames.numbers, frames.images, strict=True):
-            if self.protocol.num_crops == 1:  # nothing outside the centre is ever needed
-                image = _centre(image, self.protocol.crop_size)
-            self._replace_missing(number, image)
-            self.newest = image
-            self.pending.popleft()
-            self.store[number] = image
-            yield from self._complete(number)
+    def segment(self, numbers: Int64) -> "SegmentIntake":
+        """Return what takes the frames ``numbers`` of one segment."""
+        return SegmentIntake(self, numbers)
 
-    def finish(self) -> Iterator[View]:
-        """Say that no more frames come, and yield the rest."""
-        if self.newest is not None and self.pending:
-            self._replace_missing(self.pending[-1] + 1, self.newest)
-            yield from self._complete(self.order[-1][0])
+    def put(self, number: int, image: Tensor | None, *, missing: bool) -> list[Clip]:
+        """Take one frame and return the clips that are complete now. One that came before is not taken again."""
+        with self._lock:
+            place = int(np.searchsorted(self.wanted, number))
+            if self._came[place]:
+                return []
+            self._came[place] = True
+            self._store[number] = image
+            if missing:
+                self._missing.add(number)
+            clips = self._clip_of[self._first[place] : self._first[place + 1]]
+            np.subtract.at(self._waiting, clips, 1)
+            ready = [self._take(int(i)) for i in dict.fromkeys(clips.tolist()) if not self._waiting[i]]
+            return [clip for clip in ready if clip is not None]
 
-    def _replace_missing(self, before: int, following: Tensor) -> None:
-        while self.pending and self.pending[0] < before:
-            number = self.pending.popleft()
-            self.missing.add(number)
-            self.store[number] = following if self.newest is None else self.newest
+    def own(self, numbers: list[int]) -> None:
+        """Copy the frames ``numbers`` that clips still wait for: they are views, and would hold their whole chunk."""
+        with self._lock:
+            for number in numbers:
+                if (image := self._store.get(number)) is not None:
+                    self._store[number] = image.clone()
 
-    def _complete(self, number: int) -> Iterator[View]:
-        while self.order and self.order[0][0] <= number:
-            yield from self._views(self.order.popleft()[1])
-
-    def _views(self, clip_index: int) -> Iterator[View]:
+    def _take(self, clip_index: int) -> Clip | None:
+        """Return a complete clip and let go of its frames; None if none of them could be decoded."""
         numbers = self.plan.frames[clip_index].tolist()
-        clip = squeeze_reference([self.store[n] for n in numbers], dtype=self.dtype)
-        missing = sum(n in self.missing for n in numbers)
-        for n in set(numbers):
-            self.uses[n] -= 1
-            if not self.uses[n]:
-                del self.store[n]
-        size = self.protocol.crop_size
-        height, width = clip.shape[1:]
-        for crop, (top, left) in enumerate(crop_corners(height, width, size, self.protocol.num_crops)):
-            yield View(clip_index, crop, clip[:, top : top + size, left : left + size], missing)
+        images = _filled([self._store[n] for n in numbers])
+        missing = sum(n in self._missing for n in numbers)
+        for n in numbers:
+            place = int(np.searchsorted(self.wanted, n))
+            self._uses[place] -= 1
+            if not self._uses[place]:
+                del self._store[n]
+        return None if images is None else Clip(clip_index, images, missing)
 
 
-def _centre(image: Tensor, size: int) -> Tensor:
-    ((top, left),) = crop_corners(image.shape[0], image.shape[1], size, 1)
-    return image[top : top + size, left : left + size].contiguous()
+class SegmentIntake:
+    """The frames of one segment on their way into clips, in presentation order. Used by one thread."""
+
+    def __init__(self, maker: ClipMaker, numbers: Int64) -> None:
+        self.maker = maker
+        self._pending = deque(numbers.tolist())
+        self._newest: Tensor | None = None
+
+    def add(self, numbers: list[int], images: Tensor) -> list[Clip]:
+        """Take the next frames, images (F, H, W, 3) uint8, and return the clips that are complete now."""
+        ready: list[Clip] = []
+        for number, image in zip(numbers, images, strict=True):
+            if not self._pending or number < self._pending[0]:  # it comes after its replacement
+                continue
+            if (size := self.maker.protocol.crop_size) and self.maker.protocol.num_crops == 1:
+                image = image[centre(image.shape[0], image.shape[1], size)]
+            ready += self._replace_missing(number, image)
+            self._newest = image
+            self._pending.popleft()
+            ready += self.maker.put(number, image, missing=False)
+        self.maker.own(numbers)
+        return ready
+
+    def finish(self) -> list[Clip]:
+        """Say that no more frames come, and return the clips that are complete now."""
+        return self._replace_missing(self._pending[-1] + 1, None) if self._pending else []
+
+    def _replace_missing(self, before: int, following: Tensor | None) -> list[Clip]:
+        ready: list[Clip] = []
+        while self._pending and self._pending[0] < before:
+            image = following if self._newest is None else self._newest
+            ready += self.maker.put(self._pending.popleft(), image, missing=True)
+        return ready
+
+
+def _filled(images: list[Tensor | None]) -> list[Tensor] | None:
+    """Replace each None by the last image before it, or else the next after it; None if there is no image."""
+    known = [image for image in images if image is not None]
+    if not known:
+        return None
+    newest, result = known[0], []
+    for image in images:
+        newest = newest if image is None else image
+        result.append(newest)
+    return result
+
+
+def squeeze(clip: Clip, protocol: Protocol, dtype: torch.dtype) -> Iterator[View]:
+    """Yield the views of a clip, one a crop."""
+    squeezed = squeeze_reference(clip.images, dtype=dtype)
+    size = protocol.crop_size
+    height, width = squeezed.shape[1:]
+    for crop, (top, left) in enumerate(crop_corners(height, width, size, protocol.num_crops)):
+        yield View(clip.clip_index, crop, squeezed[:, top : top + size, left : left + size], clip.missing)

@@ -53,6 +53,8 @@ class IndexConfig:
     overwrite: bool = False
     retry_failed: bool = False
     limit: int | None = None
+    decoder: str | None = None
+    memory_bytes: int | None = None
 
     def __post_init__(self) -> None:
         if self.output.suffix.lower() not in OUTPUT_SUFFIXES:

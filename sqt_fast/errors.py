@@ -47,3 +47,7 @@ class VideoError(SqtError):
     def __init__(self, status: str, message: str) -> None:
         super().__init__(message)
         self.status = status
+
+    def __reduce__(self) -> tuple[type["VideoError"], tuple[str, str]]:
+        """It passes between processes."""
+        return VideoError, (self.status, str(self))

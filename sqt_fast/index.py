@@ -1,36 +1,59 @@
 """``sqt-fast index``: label an archive into a table, losing nothing on the way."""
 
 import hashlib
-import os
 import time
-from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
-from dataclasses import asdict, replace
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 from sqt_fast import __version__
 from sqt_fast.archive import VideoFile, find_videos
-from sqt_fast.backends import Backend
-from sqt_fast.choose import Choice, choose, find_device, open_backend
 from sqt_fast.config import IndexConfig
 from sqt_fast.errors import ConfigError, InterruptedRunError, OutputError, SqtError
 from sqt_fast.ledger import Ledger
+from sqt_fast.memory import plan_resources
+from sqt_fast.merge import Counts, count, merge
 from sqt_fast.parts import Parts
-from sqt_fast.rows import RowStyle
+from sqt_fast.recipe import Recipe
+from sqt_fast.results import Earlier, Loaded, Tally, VideoResult
 from sqt_fast.summary import Summary, Watcher
+from sqt_fast.supervisor import Supervisor
 from sqt_fast.survey import estimate_clips
-from sqt_fast.table import Row, Table, join, read_table, to_table, write_table
+from sqt_fast.table import Row, read_metadata, to_table
 from sqt_fast.versions import installed
-from sqt_fast.worker import Recipe, VideoResult, Worker
-from sqt_fast.zoo import Weights, load_weights
 
 VERSIONED = ("torch", "nvidia-dali-cuda130", "av", "numpy", "pyarrow")
-MAX_DECODERS = 16
 MAX_FLUSH_S = 30.0
 
 
-def index(config: IndexConfig, watcher: Watcher, *, stdin: Iterable[str] = ()) -> Summary:
+class Labeller(Protocol):
+    """What labels videos: a ``supervisor.Supervisor``, or a ``device.Device`` in this very process."""
+
+    tally: Tally
+
+    def load(self) -> Loaded:
+        """Load the weights."""
+
+    def open(self, earlier: Earlier, num_clips: int) -> dict[str, Any]:
+        """Get ready and return the fields of the Choice."""
+
+    def label(self, videos: Sequence[VideoFile]) -> Generator[VideoResult, None, None]:
+        """Yield the result of every video."""
+
+    def close(self) -> None:
+        """Stop, whatever is being done."""
+
+
+Launch = Callable[[IndexConfig, Watcher], Labeller]
+
+
+def supervised(config: IndexConfig, watcher: Watcher) -> Labeller:
+    """Return a labeller in a process of its own."""
+    return Supervisor(config, plan_resources(config.memory_bytes), watcher)
+
+
+def index(config: IndexConfig, watcher: Watcher, *, stdin: Iterable[str] = (), launch: Launch = supervised) -> Summary:
     """Label every video of ``config.inputs`` into ``config.output``.
 
     Raises SqtError: ConfigError, CheckpointError, BackendError, OutputError, or InterruptedRunError after Ctrl-C.
@@ -38,8 +61,11 @@ def index(config: IndexConfig, watcher: Watcher, *, stdin: Iterable[str] = ()) -
     started = time.perf_counter()
     videos = find_videos(config.inputs, path_col=config.path_col, stdin=stdin)
     with Parts(config.output) as parts:
-        run = _Run(config, videos, parts, watcher)
-        summary = run.execute()
+        labeller = launch(config, watcher)
+        try:
+            summary = _Run(config, videos, parts, watcher, labeller).execute()
+        finally:
+            labeller.close()
     summary.wall_s = time.perf_counter() - started
     return summary
 
@@ -47,8 +73,11 @@ def index(config: IndexConfig, watcher: Watcher, *, stdin: Iterable[str] = ()) -
 class _Run:
     """One run: what is there, what is to do, doing it, and the table."""
 
-    def __init__(self, config: IndexConfig, videos: list[VideoFile], parts: Parts, watcher: Watcher) -> None:
+    def __init__(
+        self, config: IndexConfig, videos: list[VideoFile], parts: Parts, watcher: Watcher, labeller: Labeller
+    ) -> None:
         self.config, self.videos, self.parts, self.watcher = config, videos[: config.limit], parts, watcher
+        self.labeller = labeller
         self.summary = Summary(output=str(config.output), videos=len(self.videos))
         self.waiting: list[Row] = []
         self.begun = self.last_flush = time.perf_counter()
@@ -56,21 +85,22 @@ class _Run:
     def execute(self) -> Summary:
         weights = self._load_weights()
         settings = self._settings(weights)
-        base, base_metadata = self._base(settings)
-        todo = self._todo(base)
+        base_metadata = self._base(settings)
+        base = [] if base_metadata is None else [self.config.output]
+        todo = self._todo([*base, *self.parts.files()])
         if todo:
             self._label(todo, weights, settings, base_metadata)
         unfinished = self.parts.run
         if unfinished is not None:
-            self._finish(base, unfinished["metadata"])
+            self._finish([*base, *self.parts.files()], unfinished["metadata"])
         else:
-            assert base is not None, "nothing to do, and yet no table"
+            assert base, "nothing to do, and yet no table"
             self.watcher.note(f"{self.config.output} is complete and up to date: nothing to decode")
-            self._count_rows(base)
+            self._take_counts(count(self.config.output))
         return self.summary
 
-    def _load_weights(self) -> Weights:
-        weights = load_weights(self.config.weights, labels=self.config.labels)
+    def _load_weights(self) -> Loaded:
+        weights = self.labeller.load()
         if weights.meaningless:
             self.watcher.note("the weights are random, never trained: the labels of this table mean nothing")
             self.summary.labels_mean_nothing = True
@@ -78,12 +108,12 @@ class _Run:
             raise ConfigError(f"--weights {self.config.weights}: a backbone without a classifier has nothing to say")
         return weights
 
-    def _settings(self, weights: Weights) -> dict[str, Any]:
+    def _settings(self, weights: Loaded) -> dict[str, Any]:
         labels = hashlib.sha256("\n".join(weights.labels or ()).encode()).hexdigest()
         return {"weights_sha256": weights.sha256, "labels_sha256": labels, **self.config.settings()}
 
-    def _base(self, settings: dict[str, Any]) -> tuple[Table | None, dict[str, Any] | None]:
-        """Return the table that is there and stays, and its metadata; None if there is none or it is to be replaced."""
+    def _base(self, settings: dict[str, Any]) -> dict[str, Any] | None:
+        """Return the metadata of the table that is there and stays; None if there is none or it is to be replaced."""
         unfinished = self.parts.run
         ours = unfinished is not None and unfinished["overwrite"] and unfinished["settings"] == settings
         if self.config.overwrite and not ours:
@@ -92,14 +122,14 @@ class _Run:
         if unfinished:
             self._same(unfinished["settings"], settings, f"{self.parts.folder}, an unfinished run,")
         if self.config.overwrite or (unfinished and unfinished["overwrite"]) or not self.config.output.exists():
-            return None, None
-        table, metadata = read_table(self.config.output)
+            return None
+        metadata = read_metadata(self.config.output)
         if metadata is None or "settings" not in metadata:
             raise OutputError(
                 f"output {self.config.output}: not written by sqt-fast; choose another name or --overwrite"
             )
         self._same(metadata["settings"], settings, str(self.config.output))
-        return table, metadata
+        return metadata
 
     def _same(self, old: dict[str, Any], new: dict[str, Any], what: str) -> None:
         different = [f"{key} {old.get(key)} (now {new[key]})" for key in new if old.get(key) != new[key]]
@@ -109,8 +139,8 @@ class _Run:
                 "--overwrite to start anew"
             )
 
-    def _todo(self, base: Table | None) -> list[VideoFile]:
-        ledger = Ledger([*([] if base is None else [base]), *self.parts.tables()])
+    def _todo(self, sources: list[Path]) -> list[VideoFile]:
+        ledger = Ledger(sources)
         gone = ledger.gone(self.videos)
         todo = ledger.todo(self.videos, gone, retry_failed=self.config.retry_failed)
         self.summary.vanished = len(gone)
@@ -120,69 +150,38 @@ class _Run:
         return todo
 
     def _label(
-        self, todo: list[VideoFile], weights: Weights, settings: dict[str, Any], base_metadata: dict[str, Any] | None
+        self, todo: list[VideoFile], weights: Loaded, settings: dict[str, Any], base_metadata: dict[str, Any] | None
     ) -> None:
         """Label ``todo`` into parts."""
         started = time.perf_counter()
-        recipe = Recipe.of(self.config)
-        choice, backend = self._open_backend(todo, weights, recipe, base_metadata)
-        metadata = self._metadata(settings, weights, choice)
-        unfinished = self.parts.run or {}
-        overwrite = self.config.overwrite or unfinished.get("overwrite", False)
-        self.parts.start({"settings": settings, "overwrite": overwrite, "metadata": metadata})
-        self.summary.backend = f"{choice.backend} {choice.precision} {choice.device}"
-        cores = os.cpu_count() or 1
-        num_decoders = max(1, min(cores, len(todo), MAX_DECODERS))
-        worker = Worker(
-            backend,
-            recipe,
-            RowStyle(weights.labels or (), self.config.top_k, self.config.per_window),
-            batch_size=choice.batch_size,
-            num_decoders=num_decoders,
-            threads_per_decoder=max(1, cores // num_decoders),
-            embeddings=self.config.embeddings,
-            on_clips=self.watcher.clips,
-        )
-        self.embedding_dim = metadata["embedding_dim"]
-        self.summary.tally = worker.tally
-        self.summary.start_s = time.perf_counter() - started
-        self.watcher.begin(len(todo), self.summary.already_done)
-        self._drain(worker, todo)
-
-    def _open_backend(
-        self, todo: list[VideoFile], weights: Weights, recipe: Recipe, base_metadata: dict[str, Any] | None
-    ) -> tuple[Choice, Backend]:
-        """Open what was chosen: an unfinished run keeps its choice, a table its precision, so that rows agree."""
-        config, size = self.config, recipe.protocol.crop_size
-        device = find_device(config.device)
         unfinished = self.parts.run
         earlier = (unfinished["metadata"] if unfinished else base_metadata or {}).get("choice")
-        if earlier is not None and earlier["device"] != device:
-            earlier = None
-        if unfinished and earlier:
-            choice = replace(Choice(**earlier), batch_size=config.batch_size or earlier["batch_size"])
-        else:
-            if earlier:
-                config = replace(config, precision=earlier["precision"])
-            choice = choose(config, weights.model, num_clips=estimate_clips(todo, recipe), size=size)
-        choice, backend = open_backend(choice, weights.model, size=size, may_fall_back=config.backend is None)
-        self.watcher.note(f"{choice.backend} {choice.precision} on {choice.device}: {choice.reason}")
-        return choice, backend
+        num_clips = 0 if self.config.backend else estimate_clips(todo, Recipe.of(self.config))  # for the choice
+        choice = self.labeller.open(Earlier(earlier, whole=unfinished is not None), num_clips)
+        metadata = self._metadata(settings, weights, choice)
+        overwrite = self.config.overwrite or (unfinished or {}).get("overwrite", False)
+        self.parts.start({"settings": settings, "overwrite": overwrite, "metadata": metadata})
+        self.summary.backend = f"{choice['backend']} {choice['precision']} {choice['device']}"
+        self.embedding_dim = metadata["embedding_dim"]
+        self.summary.tally = self.labeller.tally
+        self.summary.start_s = time.perf_counter() - started
+        self.watcher.begin(len(todo), self.summary.already_done)
+        self._drain(todo)
 
-    def _metadata(self, settings: dict[str, Any], weights: Weights, choice: Choice) -> dict[str, Any]:
+    def _metadata(self, settings: dict[str, Any], weights: Loaded, choice: dict[str, Any]) -> dict[str, Any]:
         return {
             "sqt_fast": __version__,
             "settings": settings,
             "weights": {"name": weights.name, "sha256": weights.sha256, "labels": weights.labels_source},
             "labels_mean_nothing": weights.meaningless,
-            "choice": asdict(choice),
-            "embedding_dim": weights.model.config.feature_channels if self.config.embeddings else None,
+            "choice": choice,
+            "embedding_dim": weights.feature_channels if self.config.embeddings else None,
             "versions": installed(VERSIONED),
         }
 
-    def _drain(self, worker: Worker, todo: list[VideoFile]) -> None:
+    def _drain(self, todo: list[VideoFile]) -> None:
         try:
-            with closing(worker.label(todo)) as results:
+            with closing(self.labeller.label(todo)) as results:
                 for result in results:
                     self._take(result)
         except KeyboardInterrupt as error:
@@ -215,19 +214,12 @@ class _Run:
         self.last_flush = time.perf_counter()
         self.summary.write_s += self.last_flush - started
 
-    def _finish(self, base: Table | None, metadata: dict[str, Any]) -> None:
+    def _finish(self, sources: list[Path], metadata: dict[str, Any]) -> None:
         started = time.perf_counter()
-        tables = [*([] if base is None else [base]), *self.parts.tables()]
-        whole = join(tables)
-        write_table(whole, self.config.output, metadata)
+        counts = merge(sources, self.config.output, metadata)
         self.parts.remove()
-        self._count_rows(whole)
+        self._take_counts(counts)
         self.summary.write_s += time.perf_counter() - started
 
-    def _count_rows(self, table: Table) -> None:
-        self.summary.rows = table.num_rows
-        failures = {
-            p: s for p, s in zip(table["path"].to_pylist(), table["status"].to_pylist(), strict=True) if s != "ok"
-        }
-        self.summary.failed = len(failures)
-        self.summary.failures = dict(Counter(failures.values()).most_common())
+    def _take_counts(self, counts: Counts) -> None:
+        self.summary.rows, self.summary.failed, self.summary.failures = counts.rows, counts.failed, counts.failures

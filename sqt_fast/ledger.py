@@ -7,22 +7,34 @@ from pathlib import Path
 from sqt_fast.archive import VideoFile
 from sqt_fast.errors import OutputError
 from sqt_fast.parts import Parts
-from sqt_fast.table import Table, read_table
+from sqt_fast.table import read_batches
 
 
 class Ledger:
-    """The videos of some tables, newest last, each with the state of the file that its rows speak of."""
+    """The videos of some tables, newest last, each with the state of the file that its rows speak of.
 
-    def __init__(self, tables: Iterable[Table]) -> None:
+    Raises OutputError for a file that is no table.
+    """
+
+    def __init__(self, sources: Iterable[Path]) -> None:
         self.done: dict[str, tuple[str, int | None, int | None]] = {}
         self.failed: set[str] = set()
-        for table in tables:
-            columns = [table[name].to_pylist() for name in ("path", "size_bytes", "mtime_ns", "status")]
-            self.failed -= set(columns[0])
-            for path, size_bytes, mtime_ns, status in zip(*columns, strict=True):
-                self.done[path] = (path, size_bytes, mtime_ns)
+        for source in sources:
+            self._take(source)
+
+    def _take(self, source: Path) -> None:
+        """Take in a table newer than all before it."""
+        done: dict[str, tuple[str, int | None, int | None]] = {}
+        failed = set()
+        for batch in read_batches(source, ("path", "size_bytes", "mtime_ns", "status")):
+            for path, size_bytes, mtime_ns, status in zip(*(c.to_pylist() for c in batch.columns), strict=True):
                 if status != "ok":
-                    self.failed.add(path)
+                    failed.add(path)
+                if done.get(path) != (path, size_bytes, mtime_ns):
+                    done[path] = (path, size_bytes, mtime_ns)
+        self.failed.difference_update(done)
+        self.failed |= failed
+        self.done.update(done)
 
     def gone(self, videos: Sequence[VideoFile]) -> set[str]:
         """Return the paths with rows whose file is not on disk any more. Their rows stay."""
@@ -40,11 +52,7 @@ def existing_ledger(output: Path, *, overwrite: bool) -> Ledger:
     """Return what a run into ``output`` would find done, without locking or judging anything: for a dry run."""
     if overwrite:
         return Ledger([])
-    tables = []
     try:
-        if output.exists():
-            tables.append(read_table(output)[0])
-        tables += Parts(output).tables()
-        return Ledger(tables)
-    except (OutputError, KeyError):
+        return Ledger([*([output] if output.exists() else []), *Parts(output).files()])
+    except OutputError:
         return Ledger([])  # the run itself will refuse it and say why

@@ -14,7 +14,7 @@ from typing import Any
 
 from sqt_fast.errors import OutputError
 from sqt_fast.files import replace_file
-from sqt_fast.table import Table, read_table, write_table
+from sqt_fast.table import Table, write_table
 
 
 class Parts:
@@ -34,7 +34,7 @@ class Parts:
         for leftover in (*self.folder.glob(".*.tmp"), *self.output.parent.glob(f".{escape(self.output.name)}.*.tmp")):
             leftover.unlink()
         if not (self.folder / "run.json").exists():  # of a run that was killed while it tidied up
-            for part in self._files():
+            for part in self.files():
                 part.unlink()
         return self
 
@@ -92,12 +92,12 @@ class Parts:
 
     def add(self, table: Table) -> None:
         """Keep the rows of finished videos."""
-        numbers = [int(path.stem.removeprefix("part-")) for path in self._files()]
+        numbers = [int(path.stem.removeprefix("part-")) for path in self.files()]
         write_table(table, self.folder / f"part-{max(numbers, default=0) + 1:06d}.parquet")
 
-    def tables(self) -> list[Table]:
+    def files(self) -> list[Path]:
         """Return all parts, oldest first."""
-        return [read_table(path)[0] for path in self._files()]
+        return sorted(self.folder.glob("part-*.parquet"))
 
     def clear(self) -> None:
         """Forget the unfinished run but keep the lock."""
@@ -109,6 +109,3 @@ class Parts:
         """Remove the folder: the table is complete. Parts without run.json, should we be killed, mean nothing."""
         (self.folder / "run.json").unlink(missing_ok=True)
         shutil.rmtree(self.folder)
-
-    def _files(self) -> list[Path]:
-        return sorted(self.folder.glob("part-*.parquet"))

@@ -10,9 +10,9 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from sqt_fast.results import VideoResult
 from sqt_fast.summary import Summary
 from sqt_fast.survey import Finding
-from sqt_fast.worker import VideoResult
 
 # Seconds between plain lines where there is no terminal to draw on.
 PLAIN_EVERY_S = 10.0
@@ -97,6 +97,7 @@ def print_summary(summary: Summary, console: Console) -> None:
     grid.add_row("rows", str(summary.rows))
     reasons = _counts(summary.failures)
     grid.add_row("failed", f"{summary.failed}" + (f": {reasons}" if reasons else ""))
+    grid.add_row("packets", f"{tally.packets_read} read, {tally.packets_dropped} of them dropped undecoded")
     grid.add_row("frames", f"{tally.frames_decoded} decoded, {tally.frames_wanted} wanted")
     grid.add_row("wall time", f"{summary.wall_s:.1f} s, {summary.start_s:.1f} s of it to start the network")
     if tally.clips:
@@ -125,11 +126,12 @@ def _line(finding: Finding) -> str:
         assert finding.error is not None
         return f"{finding.video.name}  {finding.error.status}: {finding.error}"
     facts = finding.facts
-    turned = f" turned {facts.orientation.rotation}" if facts.orientation.rotation else ""
+    size, rotation = f"{facts.source.width}x{facts.source.height}", facts.source.orientation.rotation
+    turned = f" turned {rotation}" if rotation else ""
     rate = f"{facts.fps:.2f} fps" + (" (varies)" if facts.is_vfr else "")
     broken = f"  {facts.broken}" if facts.broken else ""
     return (
-        f"{finding.video.name}  {facts.codec} {facts.width}x{facts.height}{turned}  {rate}  {facts.duration_s:.2f} s  "
+        f"{finding.video.name}  {facts.codec} {size}{turned}  {rate}  {facts.duration_s:.2f} s  "
         f"{finding.num_clips} clips{broken}"
     )
 

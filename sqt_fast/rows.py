@@ -69,11 +69,11 @@ def _base(video: VideoFile, probe: Probe | None, decoder: str | None) -> Row:
         duration_s=probe.duration_s,
         fps=probe.fps,
         num_frames=probe.num_frames,
-        width=probe.width,
-        height=probe.height,
+        width=probe.source.width,
+        height=probe.source.height,
         codec=probe.codec,
         is_vfr=probe.is_vfr,
-        rotation=probe.orientation.rotation,
+        rotation=probe.source.orientation.rotation,
     )
 
 
@@ -120,18 +120,19 @@ def _frame_time(probe: Probe, frame: int) -> float:
 
 def _damage(base: Row, probe: Probe, report: DecodeReport, *, complete: bool) -> Row | None:
     """Return the row that says what was lost, None if nothing was. complete: every clip has a label."""
-    if report.last_number < 0:
+    if len(report.lost) == report.frames_wanted and not complete:
         return replace(base, status="no_decodable_frame", error_message="no decodable frame", decoder=None)
     stories: list[str] = []
     spans: list[tuple[float, float]] = []
     # A frame may fail to appear in a sound file (hidden pictures); it is lost only where something went wrong.
-    wrong = report.rejected or not complete
-    unseen = probe.num_frames - report.last_number - 1 if wrong or probe.broken else 0
-    lost = [*report.lost, *range(probe.num_frames - unseen, probe.num_frames)] if wrong or unseen else []
-    for numbers, what in ((lost, "could not be decoded"), (report.damaged, "are damaged")):
-        if numbers:
-            stories.append(f"{len(numbers)} of {probe.num_frames} frames {what}")
-            spans.append((float(probe.times_s[numbers[0]]), _frame_time(probe, numbers[-1] + 1)))
+    lost = sorted(report.lost) if report.rejected or not complete or probe.broken else []
+    if lost:
+        stories.append(f"{len(lost)} of {report.frames_wanted} frames that clips need could not be decoded")
+        spans.append((float(probe.times_s[lost[0]]), _frame_time(probe, lost[-1] + 1)))
+    damaged = probe.numbers_of(report.damaged)
+    if damaged:
+        stories.append(f"{len(damaged)} of {report.frames_decoded} decoded frames are damaged")
+        spans.append((float(probe.times_s[damaged[0]]), _frame_time(probe, damaged[-1] + 1)))
     missing_end = _missing_end(probe)
     if missing_end is not None:
         story, end_s = missing_end

@@ -232,12 +232,15 @@ def _replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def _silent_svt() -> Iterator[None]:
-    """Let SVT-AV1, which writes to stderr past FFmpeg's log, report errors only."""
-    before = os.environ.get("SVT_LOG")
+    """Let SVT-AV1, which writes to stderr past FFmpeg's log, report errors only, and undo what it does for root: it
+    gives the calling thread, and so all that this starts later, real-time priority over the whole machine.
+    """
+    before, policy, priority = os.environ.get("SVT_LOG"), os.sched_getscheduler(0), os.sched_getparam(0)
     os.environ["SVT_LOG"] = "1"
     try:
         yield
     finally:
+        os.sched_setscheduler(0, policy, priority)
         del os.environ["SVT_LOG"]
         if before is not None:
             os.environ["SVT_LOG"] = before

@@ -68,12 +68,17 @@ def tile_starts(num_frames: int) -> Int64:
 def stride_starts(times_s: Float64, end_s: float, stride_s: float) -> Int64:
     """Return the first frames of windows that start every ``stride_s`` seconds, (N,) int64.
 
-    times_s: (F,) presentation times, ascending. A window starts with the frame that is on screen at its time. Windows
-    that would run past the end are replaced by one that ends with the video.
+    times_s: (F,) presentation times, ascending. A window starts with the frame that is on screen at its time, moved to
+    the nearest multiple of the frame interval unless windows follow one another more closely than that: so overlapping
+    windows share their frames, and decoding costs what it costs without overlap. Windows that would run past the end
+    are replaced by one that ends with the video, or less than the interval before.
     """
     last = max(len(times_s) - WINDOW_FRAMES, 0)
     moments = times_s[0] + np.arange(max(1, int(np.ceil((end_s - times_s[0]) / stride_s)))) * stride_s
     starts = np.searchsorted(times_s, moments + 1e-9, side="right") - 1
+    if len(starts) > 1 and np.median(np.diff(starts)) >= FRAME_INTERVAL:
+        starts = FRAME_INTERVAL * ((starts + FRAME_INTERVAL // 2) // FRAME_INTERVAL)
+        last -= last % FRAME_INTERVAL
     return np.unique(np.minimum(starts, last)).astype(np.int64)
 
 

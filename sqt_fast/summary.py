@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
-from sqt_fast.worker import Tally, VideoResult
+from sqt_fast.results import Tally, VideoResult
 
 
 @dataclass

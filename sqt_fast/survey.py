@@ -1,16 +1,19 @@
 """Look at an archive without labelling it: what ``--dry-run`` prints, and how much work there is."""
 
 import os
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 from sqt_fast.archive import VideoFile
-from sqt_fast.errors import VideoError
-from sqt_fast.probe import Probe, probe
-from sqt_fast.worker import Recipe
+from sqt_fast.child import ChildError
+from sqt_fast.errors import SqtError, VideoError
+from sqt_fast.host import HostProcess, HostTools, ToolsFactory
+from sqt_fast.memory import MAX_DECODERS
+from sqt_fast.probe import Probe
+from sqt_fast.recipe import Recipe
 
 # Enough to guess the length of an archive's videos, few enough to cost a second.
 ESTIMATE_FROM = 16
@@ -34,16 +37,40 @@ class Finding:
             "size_bytes": self.video.size_bytes,
         }
         if self.facts is not None:
-            names = ("container", "codec", "width", "height", "fps", "is_vfr", "num_frames", "duration_s", "broken")
+            names = ("container", "codec", "fps", "is_vfr", "num_frames", "duration_s", "broken")
+            source = self.facts.source
+            result |= {"width": source.width, "height": source.height, "rotation": source.orientation.rotation}
             result |= {name: getattr(self.facts, name) for name in names}
-            result |= {"rotation": self.facts.orientation.rotation, "clips": self.num_clips}
+            result |= {"clips": self.num_clips}
         return result
 
 
-def survey(videos: Sequence[VideoFile], recipe: Recipe) -> Iterator[Finding]:
-    """Probe every video, several at once, and yield the findings in the order of ``videos``."""
-    with ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="probe") as pool:
-        yield from pool.map(lambda video: _look(video, recipe), videos)
+def survey(
+    videos: Sequence[VideoFile], recipe: Recipe, *, tools: ToolsFactory = HostTools, hang_s: float = 60.0
+) -> Iterator[Finding]:
+    """Probe every video, several at once, and yield the findings in the order of ``videos``.
+
+    Each is opened in a process that may die of it, or hang for hang_s.
+    """
+    num_hosts = max(1, min(len(os.sched_getaffinity(0)), MAX_DECODERS, len(videos)))
+    hosts = [HostProcess(tools=tools, hang_s=hang_s) for _ in range(num_hosts)]
+    idle = deque(hosts)
+
+    def look(video: VideoFile) -> Finding:
+        host = idle.popleft()  # there are as many as threads
+        try:
+            return _look(video, recipe, host)
+        finally:
+            idle.append(host)
+
+    with ThreadPoolExecutor(num_hosts, thread_name_prefix="probe") as pool:
+        try:
+            yield from pool.map(look, videos)
+        finally:
+            for host in hosts:
+                host.stop()
+    for host in hosts:
+        host.close()
 
 
 def estimate_clips(videos: Sequence[VideoFile], recipe: Recipe) -> int:
@@ -70,11 +97,15 @@ def totals(findings: Sequence[Finding], *, already_done: int = 0) -> dict[str, A
     }
 
 
-def _look(video: VideoFile, recipe: Recipe) -> Finding:
+def _look(video: VideoFile, recipe: Recipe, host: HostProcess) -> Finding:
     try:
-        facts = probe(video)
+        facts = host.probe(video)
+        return Finding(video, facts, num_clips=len(recipe.plan(facts)) * recipe.protocol.num_crops)
     except VideoError as error:
         return Finding(video, error=error)
+    except ChildError as error:
+        return Finding(video, error=VideoError("crashed", str(error)))
+    except SqtError:
+        raise
     except Exception as error:  # noqa: BLE001 - whatever one file does, the others must be looked at
         return Finding(video, error=VideoError("error", f"{type(error).__name__}: {error}"))
-    return Finding(video, facts, num_clips=len(recipe.plan(facts)) * recipe.protocol.num_crops)

@@ -1,22 +1,27 @@
-"""The table: its columns, and reading and writing it as Parquet, CSV or JSON lines. Only this file knows Arrow."""
+"""The table: its columns, and reading and writing it as Parquet, CSV or JSON lines, whole or bit by bit.
+
+Only this file, ``textual.py`` and ``merge.py`` know Arrow.
+"""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from sqt_fast.errors import ConfigError, OutputError
 from sqt_fast.files import replace_file
+from sqt_fast.textual import read_csv, read_jsonl, slices, write_csv, write_jsonl
 
 METADATA_KEY = b"sqt_fast"
+GROUP_BYTES = 8 << 20  # of a row group, in memory: 2000 rows with embeddings, 25 000 without
+BATCH_ROWS = 1024
 Table = pa.Table  # what other modules pass around without looking inside
 
 STATUSES = {
@@ -29,6 +34,7 @@ STATUSES = {
     "unsupported_codec": "no decoder for the video stream",
     "too_large": "pictures beyond the memory limit",
     "unreadable": "the file is missing, may not be read, or is not a regular file",
+    "crashed": "the decoder's process died or hung on this file, every time it was tried",
     "error": "something unforeseen; please report it",
 }
 
@@ -109,15 +115,8 @@ def to_table(rows: Sequence[Row], embedding_dim: int | None) -> pa.Table:
     names = [f.name for f in fields(Row) if f.name != "embedding"]
     columns = [pa.array([getattr(r, n) for r in rows], target.field(n).type) for n in names]
     if embedding_dim is not None:
-        columns.append(_embedding_column([r.embedding for r in rows], embedding_dim))
+        columns.append(pa.array([r.embedding for r in rows], target.field("embedding").type))
     return pa.Table.from_arrays(columns, schema=target)
-
-
-def _embedding_column(values: list[NDArray[np.float16] | None], dim: int) -> pa.Array:
-    blank = np.zeros(dim, np.float16)
-    flat = np.concatenate([blank if v is None else v for v in values]) if values else np.zeros(0, np.float16)
-    missing = pa.array([v is None for v in values], pa.bool_())
-    return pa.FixedSizeListArray.from_arrays(pa.array(flat, pa.float16()), dim, mask=missing)
 
 
 def read_column(path: Path, name: str) -> list[Any]:
@@ -132,126 +131,135 @@ def read_column(path: Path, name: str) -> list[Any]:
         raise ConfigError(f"list {path}: not a Parquet file that can be read ({error})") from error
 
 
-def join(tables: Sequence[pa.Table]) -> pa.Table:
-    """Join tables of one schema, newest last: of a path that several hold, the newest one's rows stay. Sorted."""
-    owner: dict[str, int] = {}
-    for i, table in enumerate(tables):
-        owner.update(dict.fromkeys(pc.unique(table["path"]).to_pylist(), i))
-    kept = []
-    for i, table in enumerate(tables):
-        mine = pa.array([path for path, index in owner.items() if index == i], pa.string())
-        kept.append(table.filter(pc.is_in(table["path"], mine)))
-    whole = pa.concat_tables(kept).combine_chunks()
-    order = pc.sort_indices(whole, [(n, "ascending") for n in ("path", "start_s", "clip_index")])
-    return whole.take(order)
-
-
 def write_table(table: pa.Table, path: Path, metadata: dict[str, Any] | None = None) -> None:
-    """Write ``table`` so that ``path`` is at every moment either its old self or complete.
+    """Write ``table`` as ``write_batches`` does."""
+    write_batches([table], table.schema, path, metadata)
+
+
+def write_batches(
+    batches: Iterable[pa.Table],
+    target: pa.Schema,
+    path: Path,
+    metadata: dict[str, Any] | None = None,
+    *,
+    group_bytes: int = GROUP_BYTES,
+) -> None:
+    """Write tables of schema ``target``, one after the other, so that ``path`` is always its old self or complete.
 
     Parquet carries ``metadata`` under the key ``sqt_fast``; beside CSV and JSON lines it lies in ``<path>.meta.json``.
+    group_bytes: how much is held at a time, and the size of Parquet's row groups.
     Raises OutputError when it cannot be written.
     """
     text = json.dumps(metadata, indent=1) if metadata is not None else None
-    try:
-        if path.suffix.lower() == ".parquet":
-            if text is not None:
-                table = table.replace_schema_metadata({METADATA_KEY: text.encode()})
-            replace_file(path, lambda file: pq.write_table(table, file, compression="zstd"))
+    suffix = path.suffix.lower()
+
+    def write(file: IO[bytes]) -> None:
+        if suffix == ".parquet":
+            write_parquet(batches, target, file, text, group_bytes)
             return
-        write = _write_csv if path.suffix.lower() == ".csv" else _write_jsonl
-        if text is not None:  # first: a table without it would be a stranger's if we are killed in between
-            replace_file(_sidecar(path), lambda file: file.write(text.encode()))
-        replace_file(path, lambda file: write(table, file))
-    except OSError as error:
-        raise OutputError(f"output {path}: cannot be written ({error.strerror or error})") from error
+        (write_csv if suffix == ".csv" else write_jsonl)(batches, target, file)
+        if text is not None:  # before the table: without it that would be a stranger's if we are killed in between
+            replace_file(_sidecar(path), lambda sidecar: sidecar.write(text.encode()))
+
+    with writing(path):
+        replace_file(path, write)
 
 
 def read_table(path: Path) -> tuple[pa.Table, dict[str, Any] | None]:
-    """Read a table of ours. Returns it and its metadata, None where it carries none.
+    """Read a whole table of ours. Returns it and its metadata, None where it carries none.
 
-    Raises OutputError when the file cannot be read as such a table.
+    Raises OutputError, as all that read do, when the file cannot be read as such a table.
     """
-    try:
-        metadata = _read_metadata(path)
+    return pa.concat_tables([read_schema(path).empty_table(), *read_batches(path)]), read_metadata(path)
+
+
+def read_batches(path: Path, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+    """Read a table of ours bit by bit, or only some of its columns."""
+    suffix = path.suffix.lower()
+    read = {".parquet": _read_parquet, ".csv": read_csv}.get(suffix, read_jsonl)
+    target = read_schema(path)
+    with reading(path):
+        yield from read(path, target if columns is None else pa.schema([target.field(name) for name in columns]))
+
+
+def read_metadata(path: Path) -> dict[str, Any] | None:
+    """Return the metadata of a table of ours, None where it carries none."""
+    with reading(path):
         if path.suffix.lower() == ".parquet":
-            table = pq.read_table(path, partitioning=None).replace_schema_metadata(None)
-            table.select(schema(None).names)  # KeyError for a column that is missing
-            return table, metadata
-        target = schema((metadata or {}).get("embedding_dim"))
-        read = _read_csv if path.suffix.lower() == ".csv" else _read_jsonl
-        return read(path, target), metadata
+            text = (pq.read_schema(path).metadata or {}).get(METADATA_KEY)
+        else:
+            text = _sidecar(path).read_bytes() if _sidecar(path).exists() else None
+        return None if text is None else dict(json.loads(text))
+
+
+def read_schema(path: Path) -> pa.Schema:
+    """Return the columns of a table of ours."""
+    if path.suffix.lower() != ".parquet":
+        metadata = read_metadata(path) or {}
+        with reading(path):
+            return schema(metadata.get("embedding_dim"))
+    with reading(path):
+        found = pq.read_schema(path)
+        for name in schema(None).names:
+            found.field(name)  # KeyError for a column that is missing
+        return schema(found.field("embedding").type.list_size if "embedding" in found.names else None)
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn what reading a file that is no table of ours raises into an OutputError."""
+    try:
+        yield
     except (OSError, ValueError, KeyError, TypeError, AttributeError, pa.ArrowException) as error:
         raise OutputError(f"output {path}: exists and is not a table of sqt-fast ({error}); use --overwrite") from error
 
 
-def _read_metadata(path: Path) -> dict[str, Any] | None:
-    if path.suffix.lower() == ".parquet":
-        text = (pq.read_schema(path).metadata or {}).get(METADATA_KEY)
-    else:
-        text = _sidecar(path).read_bytes() if _sidecar(path).exists() else None
-    return None if text is None else dict(json.loads(text))
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn what writing a file raises into an OutputError."""
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(f"output {path}: cannot be written ({error.strerror or error})") from error
 
 
 def _sidecar(path: Path) -> Path:
     return path.with_name(path.name + ".meta.json")
 
 
-def _plain(value: Any, kind: pa.DataType) -> Any:
-    """Return ``value`` as JSON knows it, floats in the fewest digits that read back as the same number."""
-    if value is None:
-        return None
-    if pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind):
-        return [_plain(v, kind.value_type) for v in value]
-    if pa.types.is_float32(kind):
-        return float(str(np.float32(value)))
-    if pa.types.is_float16(kind):
-        return float(str(np.float16(value)))
-    return value
+def _regroup(batches: Iterable[pa.Table], size_bytes: int) -> Iterator[pa.Table]:
+    """Yield the rows of ``batches`` in tables of about ``size_bytes``."""
+    held: list[pa.Table] = []
+    held_bytes = 0
+    for piece in slices(batches, size_bytes):
+        if held and held_bytes + piece.nbytes > size_bytes:
+            yield pa.concat_tables(held)
+            held, held_bytes = [], 0
+        held.append(piece)
+        held_bytes += piece.nbytes
+    if held:
+        yield pa.concat_tables(held)
 
 
-def _from_json(values: list[Any], kind: pa.DataType) -> pa.Array:
-    """Undo ``_plain`` for a column."""
-    if pa.types.is_fixed_size_list(kind):
-        return _embedding_column([None if v is None else np.array(v, np.float16) for v in values], kind.list_size)
-    return pa.array(values, kind)
+def write_parquet(
+    batches: Iterable[pa.Table],
+    target: pa.Schema,
+    file: IO[bytes],
+    text: str | None = None,
+    group_bytes: int = GROUP_BYTES,
+) -> None:
+    """Write tables of schema ``target`` to an open file, in row groups of about ``group_bytes``."""
+    # A dictionary of embeddings saves nothing, and they would be read 6 times as slowly.
+    repeating = [f"{f.name}.list.element" if pa.types.is_list(f.type) else f.name for f in target]
+    if text is not None:
+        target = target.with_metadata({METADATA_KEY: text.encode()})
+    with pq.ParquetWriter(file, target, compression="zstd", use_dictionary=repeating) as writer:
+        for group in _regroup(batches, group_bytes):
+            writer.write_table(group)
 
 
-def _write_jsonl(table: pa.Table, file: Any) -> None:
-    kinds = {field.name: field.type for field in table.schema}
-    for batch in table.to_batches(max_chunksize=1024):
-        for row in batch.to_pylist():
-            plain = {name: _plain(value, kinds[name]) for name, value in row.items()}
-            file.write(json.dumps(plain, ensure_ascii=False).encode() + b"\n")
-
-
-def _read_jsonl(path: Path, target: pa.Schema) -> pa.Table:
-    with path.open(encoding="utf-8") as lines:
-        rows = [json.loads(line) for line in lines]
-    return pa.Table.from_arrays([_from_json([row[f.name] for row in rows], f.type) for f in target], schema=target)
-
-
-def _write_csv(table: pa.Table, file: Any) -> None:
-    """Lists become JSON text: CSV has no lists."""
-    for i, field in enumerate(table.schema):
-        if pa.types.is_nested(field.type) or pa.types.is_float32(field.type):
-            plain = [_plain(value, field.type) for value in table.column(i).to_pylist()]
-            if pa.types.is_nested(field.type):
-                plain = [None if v is None else json.dumps(v, ensure_ascii=False) for v in plain]
-            kind = pa.string() if pa.types.is_nested(field.type) else pa.float64()
-            table = table.set_column(i, field.name, pa.array(plain, kind))
-    pa_csv.write_csv(table, file)
-
-
-def _read_csv(path: Path, target: pa.Schema) -> pa.Table:
-    kinds = {f.name: pa.string() if pa.types.is_nested(f.type) else f.type for f in target}
-    options = pa_csv.ConvertOptions(column_types=kinds, strings_can_be_null=True, quoted_strings_can_be_null=False)
-    table = pa_csv.read_csv(path, convert_options=options, parse_options=pa_csv.ParseOptions(newlines_in_values=True))
-    columns = []
-    for field in target:
-        column = table[field.name]
-        if pa.types.is_nested(field.type):
-            values = [None if v is None else json.loads(v) for v in column.to_pylist()]
-            column = _from_json(values, field.type)
-        columns.append(column)
-    return pa.Table.from_arrays(columns, schema=target)
+def _read_parquet(path: Path, target: pa.Schema) -> Iterator[pa.Table]:
+    # Buffered, or a column of a row group is brought into memory as a whole.
+    with pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:
+        for batch in file.iter_batches(BATCH_ROWS, columns=target.names, use_threads=False):
+            yield pa.Table.from_arrays([batch[name] for name in target.names], schema=target)

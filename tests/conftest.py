@@ -35,6 +35,12 @@ def _nan_in_fresh_memory() -> Iterator[None]:
     torch.use_deterministic_algorithms(False)
 
 
+@pytest.fixture(autouse=True)
+def _no_real_time_priority() -> None:
+    """Take back what SVT-AV1's encoder gives itself as root: with it, decoders would starve the whole machine."""
+    os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+
+
 @pytest.fixture
 def shared() -> Path:
     """The shared folder beside the repository."""

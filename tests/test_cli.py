@@ -77,6 +77,16 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[IndexConfig]:
     return seen
 
 
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Label in this process: to start another takes seconds. Tests of what only that can show do without."""
+    from sqt_fast.index import index
+    from tests.test_index import in_process
+
+    assert index.__kwdefaults__ is not None
+    monkeypatch.setitem(index.__kwdefaults__, "launch", in_process)
+
+
 # -- help -------------------------------------------------------------------------------------------------------------
 
 
@@ -161,6 +171,11 @@ def test_what_is_not_said_is_left_to_the_program(asked: list[IndexConfig]) -> No
         (["--precision", "fp32"], {"precision": "fp32"}),
         (["--batch-size", "auto"], {"batch_size": None}),
         (["--batch-size", "16"], {"batch_size": 16}),
+        (["--decoder", "auto"], {"decoder": None}),
+        (["--decoder", "nvdec"], {"decoder": "nvdec"}),
+        (["--decoder", "cpu"], {"decoder": "cpu"}),
+        (["--memory", "auto"], {"memory_bytes": None}),
+        (["--memory", "1.5G"], {"memory_bytes": 3 << 29}),
         (["--path-col", "file"], {"path_col": "file"}),
         (["--limit", "7"], {"limit": 7}),
         (["--on-error", "fail"], {"on_error": "fail"}),
@@ -209,6 +224,8 @@ def test_this_file_tries_every_option() -> None:
         (["-o", "t.csv", "--backend", "magic"], "'magic' is not one of"),
         (["-o", "t.csv", "--precision", "int8"], "'int8' is not one of"),
         (["-o", "t.csv", "--on-error", "ignore"], "'ignore' is not one of"),
+        (["-o", "t.csv", "--decoder", "gpu"], "'gpu' is not one of"),
+        (["-o", "t.csv", "--memory", "8"], "--memory 8: must be a size of at least 200M, as 8G or 1500M, or auto"),
         (["-o", "t.csv", "--wieghts", "k400"], "No such option"),
     ],
     ids=str,
@@ -268,7 +285,11 @@ def test_what_cannot_be_done_is_one_line(
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".csv", ".jsonl"])
-def test_index_json(archive: Path, tmp_path: Path, tiny_weights: tuple[str, str], suffix: str) -> None:
+def test_index_json(
+    archive: Path, tmp_path: Path, tiny_weights: tuple[str, str], suffix: str, request: pytest.FixtureRequest
+) -> None:
+    if suffix != ".parquet":
+        request.getfixturevalue("quick")
     output = tmp_path / f"t{suffix}"
     arguments = ["index", archive / "mp4", archive / "broken", "-o", output, *tiny(tiny_weights), "--json"]
     result = sqt(*arguments)
@@ -287,6 +308,7 @@ def test_index_json(archive: Path, tmp_path: Path, tiny_weights: tuple[str, str]
     assert (again["clips"], again["packets_read"], again["limit"], again["rows"]) == (0, 0, "none", printed["rows"])
 
 
+@pytest.mark.usefixtures("quick")
 def test_what_people_see(archive: Path, tmp_path: Path, tiny_weights: tuple[str, str]) -> None:
     arguments = ["index", archive / "broken", archive / "avi", "-o", tmp_path / "t.csv", *tiny(tiny_weights)]
     result = sqt(*arguments, "--verbose", env={"COLUMNS": "200"})
@@ -305,6 +327,7 @@ def test_what_people_see(archive: Path, tmp_path: Path, tiny_weights: tuple[str,
     assert "(stopped by --on-error fail)" in line
 
 
+@pytest.mark.usefixtures("quick")
 def test_official(archive: Path, tmp_path: Path, tiny_weights: tuple[str, str]) -> None:
     output = tmp_path / "t.jsonl"
     result = sqt("index", archive / "avi", "-o", output, *tiny(tiny_weights), "--protocol", "official", "--json")
@@ -312,6 +335,7 @@ def test_official(archive: Path, tmp_path: Path, tiny_weights: tuple[str, str]) 
     assert [r["clip_index"] for r in read_table(output)[0].to_pylist()] == [None]
 
 
+@pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("name", ["list.txt", "list.csv", "list.parquet", "-"])
 def test_lists(archive: Path, tmp_path: Path, tiny_weights: tuple[str, str], name: str) -> None:
     import pyarrow as pa
@@ -348,7 +372,7 @@ def test_an_interrupt_is_one_line(
     def interrupt(*args: Any, **options: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("sqt_fast.index.load_weights", interrupt)
+    monkeypatch.setattr("sqt_fast.supervisor.Supervisor.load", interrupt)
     line = refused(sqt("index", archive, "-o", tmp_path / "t.csv", *tiny(tiny_weights)), 1)
     assert line == "sqt-fast: stopped; run the same command again to go on"
     assert list(tmp_path.iterdir()) == []
@@ -365,7 +389,7 @@ def test_an_interrupt_that_a_library_mistakes_for_something_else_is_one(
         except KeyboardInterrupt:
             raise SqtError("weights are damaged") from None
 
-    monkeypatch.setattr("sqt_fast.index.load_weights", swallow)
+    monkeypatch.setattr("sqt_fast.supervisor.Supervisor.load", swallow)
     line = refused(sqt("index", archive, "-o", tmp_path / "t.csv", *tiny(tiny_weights)), 1)
     assert line == "sqt-fast: stopped; run the same command again to go on"
 
@@ -408,6 +432,7 @@ def test_dry_run_for_people_writes_nothing(archive: Path, tmp_path: Path, monkey
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.usefixtures("quick")
 def test_dry_run_counts_the_clips_that_a_run_labels(
     archive: Path, tmp_path: Path, tiny_weights: tuple[str, str]
 ) -> None:

@@ -93,6 +93,8 @@ def test_what_changes_rows_is_a_setting(change: dict[str, Any]) -> None:
         {"on_error": "fail"},
         {"level": "window"},
         {"path_col": "file"},
+        {"decoder": "cpu"},
+        {"memory_bytes": 1},
     ],
     ids=str,
 )

@@ -7,12 +7,15 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -20,15 +23,37 @@ from sqt_fast.archive import VideoFile
 from sqt_fast.choose import Choice
 from sqt_fast.cli import BACKENDS
 from sqt_fast.config import IndexConfig
+from sqt_fast.device import Device
 from sqt_fast.errors import BackendError, CheckpointError, ConfigError, InterruptedRunError, OutputError, SqtError
-from sqt_fast.index import index
+from sqt_fast.host import HostTools
+from sqt_fast.index import Labeller, Launch, index
+from sqt_fast.memory import Resources
 from sqt_fast.parts import Parts
-from sqt_fast.summary import Summary
+from sqt_fast.results import VideoResult
+from sqt_fast.summary import Summary, Watcher
+from sqt_fast.supervisor import Supervisor
 from sqt_fast.table import read_table
-from sqt_fast.worker import VideoResult, Worker
+from sqt_fast.worker import Worker
+from tests.poison import Poison, Slow, descendants, is_alive, wait_until
 
 SUFFIXES = pytest.mark.parametrize("suffix", [".parquet", ".csv", ".jsonl"])
 Rows = list[dict[str, Any]]
+
+
+RESOURCES = Resources(1, 1 << 30, cores=2)
+
+
+@pytest.fixture(autouse=True)
+def _no_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """These runs choose nothing by the number of clips; looking at the videos first would take as long again."""
+    monkeypatch.setattr("sqt_fast.index.estimate_clips", lambda videos, recipe: len(videos))
+
+
+def in_process(config: IndexConfig, watcher: Watcher) -> Labeller:
+    """Label in this very process: quick to start, and tests can change it."""
+    device = Device(config, RESOURCES)
+    device.note, device.on_clips = watcher.note, watcher.clips
+    return device
 
 
 class Silent:
@@ -37,6 +62,7 @@ class Silent:
     def __init__(self) -> None:
         self.notes: list[str] = []
         self.results: list[VideoResult] = []
+        self.num_clips = 0
 
     def note(self, text: str) -> None:
         self.notes.append(text)
@@ -45,7 +71,7 @@ class Silent:
         pass
 
     def clips(self, count: int) -> None:
-        pass
+        self.num_clips += count
 
     def video(self, result: VideoResult) -> None:
         self.results.append(result)
@@ -62,7 +88,7 @@ class Lab:
     def parts(self) -> Path:
         return self.output.with_name(self.output.name + ".parts")
 
-    def run(self, **options: Any) -> Summary:
+    def run(self, launch: Launch = in_process, **options: Any) -> Summary:
         defaults = {
             "inputs": (str(self.folder),),
             "output": self.output,
@@ -74,7 +100,7 @@ class Lab:
             "batch_size": 4,
         }
         self.watcher = Silent()
-        return index(IndexConfig(**{**defaults, **options}), self.watcher)
+        return index(IndexConfig(**{**defaults, **options}), self.watcher, launch=launch)
 
     def rows(self) -> Rows:
         rows: Rows = read_table(self.output)[0].to_pylist()
@@ -140,7 +166,7 @@ def test_an_archive(archive: Path, tmp_path: Path, tiny_weights: tuple[str, str]
             assert len(row["topk_ids"]) == len(row["topk_scores"]) == len(row["topk_labels"]) == 5
             assert row["score"] == row["topk_scores"][0] >= row["topk_scores"][-1] > 0
             assert len(row["embedding"]) == 128
-            assert row["decoder"] == "pyav"
+            assert row["decoder"] == "cpu"
             assert row["size_bytes"] == Path(row["path"]).stat().st_size
             assert row["mtime_ns"] == Path(row["path"]).stat().st_mtime_ns
         else:
@@ -214,13 +240,13 @@ def test_auto_says_why_and_keeps_to_it(lab: Lab, monkeypatch: pytest.MonkeyPatch
     """A run that goes on must not choose anew: one table, one precision."""
     monkeypatch.setenv("SQT_FAST_CACHE", str(tmp_path / "cache"))
     first = Choice("eager", "bf16", "cpu", 2, "the moon is full")
-    monkeypatch.setattr("sqt_fast.index.choose", lambda *args, **options: first)
+    monkeypatch.setattr("sqt_fast.device.choose", lambda *args, **options: first)
     auto: dict[str, Any] = {"backend": None, "precision": None, "device": None, "batch_size": None}
     with monkeypatch.context() as patch:
         kill_after(patch, 1)
         with pytest.raises(KilledError):
             lab.run(**auto)
-    monkeypatch.setattr("sqt_fast.index.choose", lambda *args, **options: pytest.fail("chose anew"))
+    monkeypatch.setattr("sqt_fast.device.choose", lambda *args, **options: pytest.fail("chose anew"))
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert lab.run(**auto).backend == "eager bf16 cpu"
     assert "eager bf16 on cpu: the moon is full" in lab.watcher.notes
@@ -234,7 +260,7 @@ def test_again_when_complete_decodes_nothing(lab: Lab, suffix: str, monkeypatch:
     lab.output = lab.output.with_suffix(suffix)
     lab.run(embeddings=True)
     before, written = lab.rows(), lab.output.stat()
-    monkeypatch.setattr("sqt_fast.index.open_backend", lambda *args, **options: pytest.fail("a network was opened"))
+    monkeypatch.setattr("sqt_fast.device.open_backend", lambda *args, **options: pytest.fail("a network was opened"))
     summary = lab.run(embeddings=True)
     assert (summary.labelled, summary.already_done, summary.rows) == (0, 4, len(before))
     assert (summary.failed, summary.failures) == (1, {"empty_file": 1})
@@ -288,8 +314,8 @@ def test_videos_of_a_list_that_vanish_keep_their_rows(lab: Lab) -> None:
     before = lab.rows()
     assert before[-1]["status"] == "unreadable"
     (lab.folder / "a.mp4").rename(lab.folder / "away.mp4")
-    for options in ({}, {"retry_failed": True}):
-        summary = lab.run(inputs=listed, **options)
+    for retry_failed in (False, True):
+        summary = lab.run(inputs=listed, retry_failed=retry_failed)
         assert summary.vanished == 1
         assert lab.rows() == before
     (lab.folder / "away.mp4").rename(lab.folder / "a.mp4")
@@ -326,7 +352,7 @@ def test_a_retry_that_was_interrupted_is_not_retried(lab: Lab, monkeypatch: pyte
     shutil.copy(lab.folder / "b.mkv", lab.folder / "e.mp4")
     with monkeypatch.context() as patch:
         kill_after(patch, 1)
-        patch.setattr("sqt_fast.index.write_table", lambda *args: (_ for _ in ()).throw(KilledError))
+        patch.setattr("sqt_fast.index.merge", lambda *args: (_ for _ in ()).throw(KilledError))
         with pytest.raises(KilledError):
             lab.run(retry_failed=True)
     assert lab.seen() == ["e.mp4"]
@@ -426,8 +452,6 @@ def test_files_of_others_are_not_touched(lab: Lab, tmp_path: Path, name: str) ->
 
 
 def test_parquet_of_others_is_not_touched(lab: Lab) -> None:
-    import pyarrow as pa
-
     pq.write_table(pa.table({"path": ["a"]}), lab.output)
     with pytest.raises(OutputError, match="--overwrite"):
         lab.run()
@@ -551,7 +575,7 @@ def test_killed_at_the_very_end(lab: Lab, suffix: str, moment: str, monkeypatch:
         return replace(self, target)
 
     patches: dict[str, tuple[Any, str, Callable[..., Any]]] = {
-        "before the table": (sys.modules["sqt_fast.index"], "write_table", killed),
+        "before the table": (sys.modules["sqt_fast.index"], "merge", killed),
         "with the sidecar": (Path, "replace", renamed_but_the_table),
         "after the table": (Parts, "remove", killed),
         "while the parts go": (sys.modules["sqt_fast.parts"].shutil, "rmtree", some_parts_gone),
@@ -614,7 +638,12 @@ def wait_for(process: subprocess.Popen[str], seen: Callable[[], bool]) -> bool:
     return False
 
 
-def test_kill_9_at_any_moment(many: Path, tmp_path: Path, tiny_weights: tuple[str, str]) -> None:
+def all_gone(pids: list[int]) -> bool:
+    """Whether these processes end by themselves, and soon."""
+    return wait_until(lambda: not any(map(is_alive, pids)), 2)
+
+
+def test_kill_9_at_any_moment(many: Path, tmp_path: Path, tiny_weights: tuple[str, str], clean: pa.Table) -> None:
     lab = Lab(many, tmp_path / "killed.parquet", tiny_weights)
     dice = random.Random(7)
     caught, survivors = 0, []
@@ -631,7 +660,9 @@ def test_kill_9_at_any_moment(many: Path, tmp_path: Path, tiny_weights: tuple[st
 
             caught += wait_for(process, seen)
             time.sleep(dice.random() * 0.5)
+            below = descendants(process.pid)
             process.kill()
+        assert all_gone(below), "a process outlived the run"
         survivors.append(len(list(lab.parts.glob("part-*"))))
         if lab.output.exists():
             break
@@ -640,11 +671,8 @@ def test_kill_9_at_any_moment(many: Path, tmp_path: Path, tiny_weights: tuple[st
     with start(lab) as process:
         assert process.wait(60) == 0, process.communicate()[1]
     assert not lab.parts.exists()
-    killed = repr(lab.rows())
     assert lab.run(embeddings=True, batch_size=1).labelled == 0
-    lab.output = tmp_path / "whole.parquet"
-    lab.run(embeddings=True, batch_size=1)
-    assert killed == repr(lab.rows())
+    assert read_table(lab.output)[0].equals(clean)
 
 
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
@@ -656,17 +684,20 @@ def test_signals_stop_within_two_seconds(
         assert wait_for(process, lambda: any(lab.parts.glob("part-*")))
         with pytest.raises(OutputError, match="another run is writing it"):
             lab.run()
+        below = descendants(process.pid)
+        assert len(below) >= 2  # a device and a decoder
         begun = time.monotonic()
         process.send_signal(sign)
         _, said = process.communicate(timeout=20)
         assert time.monotonic() - begun < 2
+    assert all_gone(below)
     assert process.returncode == 1
     assert "Traceback" not in said
     assert "of 61 videos are done" in said
     assert "run the same command again to go on" in said
     assert not lab.output.exists()
     with Parts(lab.output) as parts:
-        done = {path for table in parts.tables() for path in table["path"].to_pylist()}
+        done = {path for part in parts.files() for path in read_table(part)[0]["path"].to_pylist()}
         assert 0 < len(done) < 61
         assert f"stopped: {len(done)} of 61" in said
 
@@ -675,13 +706,159 @@ def test_a_signal_at_the_start_stops_too(many: Path, tmp_path: Path, tiny_weight
     lab = Lab(many, tmp_path / "early.parquet", tiny_weights)
     with start(lab) as process:
         assert wait_for(process, lab.parts.exists)
+        below = descendants(process.pid)
         begun = time.monotonic()
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=20)
         assert time.monotonic() - begun < 2
+    assert all_gone(below)
     assert process.returncode == 1
     assert "Traceback" not in said
     assert "run the same command again" in said
+
+
+# -- devices and decoders that die ------------------------------------------------------------------------------------
+
+
+def with_tools(tools: Any, hang_s: float = 60.0, *, supervised: bool = True) -> Launch:
+    """Label with these decoders, in a process of its own or in this one."""
+    resources = Resources(2, 1 << 30, cores=2, hang_s=hang_s)
+
+    def launch(config: IndexConfig, watcher: Watcher) -> Labeller:
+        if supervised:
+            return Supervisor(config, resources, watcher, tools)
+        return Device(config, resources, tools)
+
+    return launch
+
+
+@pytest.fixture
+def poisoned(lab: Lab) -> Lab:
+    """A folder with one more video, whose name has "poison" in it."""
+    shutil.copy2(lab.folder / "b.mkv", lab.folder / "b-poison.mkv")
+    return lab
+
+
+def test_supervised_gives_the_same_table(lab: Lab, tmp_path: Path) -> None:
+    lab.run(embeddings=True)
+    wanted = repr(lab.rows())
+    lab.output = tmp_path / "supervised.parquet"
+    summary = lab.run(launch=with_tools(HostTools), embeddings=True)
+    assert repr(lab.rows()) == wanted
+    assert (summary.labelled, summary.rows, summary.failed) == (4, len(lab.rows()), 1)
+    assert summary.tally.clips == sum(row["status"] == "ok" for row in lab.rows())
+    assert summary.tally.frames_decoded >= summary.tally.frames_wanted > 0
+    assert lab.watcher.num_clips == summary.tally.clips
+    assert "eager fp32 on cpu: as asked" in lab.watcher.notes
+    assert not descendants(os.getpid())
+
+
+@pytest.mark.parametrize(
+    ("poison", "supervised", "status", "said"),
+    [
+        (Poison("SIGSEGV"), True, "crashed", "decoder was killed by SIGSEGV, 3 times"),
+        (Poison("SIGSEGV", at=4), False, "crashed", "decoder was killed by SIGSEGV, 3 times"),
+        (Poison("exit", at=0), False, "crashed", "decoder ended unasked (exit code 3), 3 times"),
+        (Poison("hang", at=0), False, "crashed", "decoder hung: it did nothing for 2 s, 3 times"),
+        (Poison("hang"), True, "crashed", "decoder hung: it did nothing for 2 s, 3 times"),
+        (Poison("memory", at=4), False, "too_large", "not enough memory to decode it"),
+        (Poison("value"), False, "error", "ValueError: what nobody foresaw"),
+    ],
+    ids=str,
+)
+def test_one_file_that_kills_decoders_costs_its_row_only(
+    poisoned: Lab, poison: Poison, supervised: bool, status: str, said: str, tmp_path: Path
+) -> None:
+    poisoned.run(embeddings=True)
+    clean = poisoned.rows()
+    poisoned.output = tmp_path / "poisoned.parquet"
+    summary = poisoned.run(launch=with_tools(poison, 2.0, supervised=supervised), embeddings=True)
+    rows = poisoned.rows()
+    assert repr([r for r in rows if "poison" not in r["path"]]) == repr([r for r in clean if "poison" not in r["path"]])
+    (bad,) = (r for r in rows if "poison" in r["path"])
+    assert (bad["status"], bad["error_message"]) == (status, said)
+    assert bad["label"] is bad["embedding"] is None
+    assert summary.failures == {"empty_file": 1, status: 1}
+    assert not descendants(os.getpid())
+
+
+@pytest.mark.parametrize("supervised", [True, False])
+def test_a_crash_that_does_not_come_again_leaves_no_trace(poisoned: Lab, supervised: bool, tmp_path: Path) -> None:
+    poisoned.run(embeddings=True)
+    clean = poisoned.output.read_bytes(), poisoned.rows()
+    poisoned.output = tmp_path / "poisoned.parquet"
+    tools = Poison("SIGSEGV", at=4, once=str(tmp_path / "struck"))
+    poisoned.run(launch=with_tools(tools, supervised=supervised), embeddings=True)
+    assert (tmp_path / "struck").exists()
+    assert repr(poisoned.rows()) == repr(clean[1])
+
+
+class Assassin(threading.Thread):
+    """Kills processes below this one at random, no more often than one video may survive."""
+
+    def __init__(self, seed: int, begin: Callable[[], bool]) -> None:
+        super().__init__(daemon=True)
+        self.dice, self.begin = random.Random(seed), begin
+        self.victims: list[str] = []
+        self.enough = threading.Event()
+
+    def run(self) -> None:
+        wait_until(self.begin, 60)
+        devices = decoders = 0
+        life: int | None = None
+        end = time.monotonic() + 12
+        while time.monotonic() < end and not self.enough.wait(self.dice.uniform(0.05, 1.0)):
+            children = [pid for pid in descendants(os.getpid()) if parent_of(pid) == os.getpid()]
+            grandchildren = [pid for pid in descendants(os.getpid()) if pid not in children]
+            if children and children[0] != life:  # another device: its decoders may die as often again
+                life, decoders = children[0], 0
+            if children and devices < 2 and self.dice.random() < 0.3:
+                devices += self.kill(children[0], "device")
+            elif grandchildren and decoders < 2:
+                decoders += self.kill(self.dice.choice(grandchildren), "decoder")
+
+    def kill(self, pid: int, kind: str) -> bool:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+            self.victims.append(kind)
+            return True
+        return False
+
+
+def parent_of(pid: int) -> int:
+    with suppress(FileNotFoundError, ProcessLookupError):
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    return 0
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_processes_killed_at_random_leave_no_trace(
+    many: Path, tmp_path: Path, tiny_weights: tuple[str, str], seed: int, clean: pa.Table
+) -> None:
+    lab = Lab(many, tmp_path / "killed.parquet", tiny_weights)
+    assassin = Assassin(seed, (lab.parts / "run.json").exists)
+    assassin.start()
+    try:
+        summary = lab.run(launch=with_tools(Slow(0.1)), embeddings=True, batch_size=1)
+    finally:
+        assassin.enough.set()
+        assassin.join()
+    assert {"device", "decoder"} <= set(assassin.victims), assassin.victims
+    assert len(assassin.victims) >= 3
+    assert read_table(lab.output)[0].equals(clean)
+    assert summary.labelled == 61
+    assert not descendants(os.getpid())
+
+
+@pytest.fixture(scope="module")
+def clean(many: Path, tmp_path_factory: pytest.TempPathFactory, tiny_weights: tuple[str, str]) -> pa.Table:
+    """The table of ``many`` when nobody is killed."""
+    lab = Lab(many, tmp_path_factory.mktemp("clean") / "whole.parquet", tiny_weights)
+    lab.run(embeddings=True, batch_size=1)
+    return read_table(lab.output)[0]
+
+
+# -- odds and ends ----------------------------------------------------------------------------------------------------
 
 
 def test_a_file_that_cannot_be_stat_is_in_the_table(lab: Lab) -> None:

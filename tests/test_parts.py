@@ -10,7 +10,7 @@ import pytest
 
 from sqt_fast.errors import OutputError
 from sqt_fast.parts import Parts
-from sqt_fast.table import Row, to_table
+from sqt_fast.table import Row, read_table, to_table
 
 HOLD = """
 import sys
@@ -24,6 +24,10 @@ with Parts(Path(sys.argv[1])):
 
 def rows(*paths: str) -> Any:
     return to_table([Row(path) for path in paths], None)
+
+
+def videos(parts: Parts) -> list[list[str]]:
+    return [read_table(path)[0]["path"].to_pylist() for path in parts.files()]
 
 
 def test_a_second_run_is_refused_until_the_first_is_gone(tmp_path: Path) -> None:
@@ -54,15 +58,15 @@ def test_parts_stay_until_removed(tmp_path: Path) -> None:
     output = tmp_path / "new" / "t.parquet"
     with Parts(output) as parts:
         assert parts.run is None
-        assert parts.tables() == []
+        assert parts.files() == []
         parts.start({"settings": {"a": 1}})
         for i in range(12):
             parts.add(rows(f"v{i}"))
     with Parts(output) as parts:
         assert parts.run == {"settings": {"a": 1}}
-        assert [t["path"].to_pylist() for t in parts.tables()] == [[f"v{i}"] for i in range(12)]
+        assert videos(parts) == [[f"v{i}"] for i in range(12)]
         parts.add(rows("again"))
-        assert parts.tables()[-1]["path"].to_pylist() == ["again"]
+        assert videos(parts)[-1] == ["again"]
         parts.remove()
     assert not parts.folder.exists()
 
@@ -73,7 +77,7 @@ def test_numbers_go_on_past_six_digits(tmp_path: Path) -> None:
         parts.add(rows("old"))
         (parts.folder / "part-000001.parquet").rename(parts.folder / "part-000099.parquet")
         parts.add(rows("new"))
-        assert [t["path"].to_pylist() for t in parts.tables()] == [["old"], ["new"]]
+        assert videos(parts) == [["old"], ["new"]]
 
 
 def test_clear_forgets_the_run_but_keeps_the_lock(tmp_path: Path) -> None:
@@ -82,7 +86,7 @@ def test_clear_forgets_the_run_but_keeps_the_lock(tmp_path: Path) -> None:
         parts.add(rows("v"))
         parts.clear()
         assert parts.run is None
-        assert parts.tables() == []
+        assert parts.files() == []
         with pytest.raises(OutputError), Parts(tmp_path / "t.parquet"):
             pass
     assert list(tmp_path.iterdir()) == []
@@ -97,7 +101,7 @@ def test_what_killed_runs_leave_is_tidied_up(tmp_path: Path) -> None:
     (tmp_path / ".t[1].parquet.99.tmp").write_text("half")
     (tmp_path / ".t1.parquet.99.tmp").write_text("another table's")
     with Parts(output) as parts:
-        assert len(parts.tables()) == 1
+        assert len(parts.files()) == 1
     assert {p.name for p in parts.folder.iterdir()} == {"lock", "run.json", "part-000001.parquet"}
     assert {p.name for p in tmp_path.iterdir()} == {parts.folder.name, ".t1.parquet.99.tmp"}
 
@@ -110,7 +114,7 @@ def test_parts_without_a_run_belong_to_a_finished_table(tmp_path: Path) -> None:
         parts.add(rows("v"))
         (parts.folder / "run.json").unlink()
     with Parts(output) as parts:
-        assert parts.tables() == []
+        assert parts.files() == []
     assert list(tmp_path.iterdir()) == []
 
 

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,13 @@ from sqt_fast import samples
 from sqt_fast.archive import find_videos
 from sqt_fast.decode import DecodeReport
 from sqt_fast.errors import VideoError
-from sqt_fast.probe import Orientation, Probe, probe
+from sqt_fast.packets import SHOWN, Packets
+from sqt_fast.probe import Orientation, Probe, Source, probe
 from sqt_fast.rows import _damage, _missing_end
 from sqt_fast.samples import FORMATS, Format
 from sqt_fast.scenes import draw, random_scene
 from sqt_fast.table import Row
-from tests.videos import MATRICES, with_matrix, write_two_tracks
+from tests.videos import KINDS, MATRICES, copy, look, with_matrix, write, write_two_tracks
 
 pytestmark = pytest.mark.usefixtures("quiet_ffmpeg")
 
@@ -33,16 +35,39 @@ FPS = Fraction(25)
 Times = NDArray[np.float64]
 
 
-def look(path: Path | str) -> Probe:
-    (video,) = find_videos([str(path)])
-    return probe(video)
-
-
 def refused(path: Path | str) -> tuple[str, str]:
     with pytest.raises(VideoError) as caught:
         look(path)
     assert "\n" not in str(caught.value)
     return caught.value.status, str(caught.value)
+
+
+def look_by_hand(pts: NDArray[np.int64]) -> Probe:
+    """Return facts of a stream of these times, all else being made up."""
+    flags = np.full(len(pts), SHOWN, np.uint8)
+    packets = Packets(pts, pts, np.ones(len(pts), np.int32), flags)
+    return Probe(
+        source=Source("a.mp4", 0, 96, 64),
+        packets=packets,
+        container="mov,mp4,m4a,3gp,3g2,mj2",
+        codec="h264",
+        profile="High",
+        pix_fmt="yuv420p",
+        coded_size=(64, 96),
+        colorspace=2,
+        is_interlaced=False,
+        size_changes=False,
+        has_hidden=False,
+        reorder_depth=0,
+        fps=25.0,
+        is_vfr=False,
+        times_s=pts / 12800,
+        end_s=(pts[-1] + 512) / 12800,
+        pts=pts,
+        promised_end_s=None,
+        promised_frames=None,
+        broken=None,
+    )
 
 
 def encode(path: Path, form: Format, seconds: float = SECONDS) -> list[int]:
@@ -96,9 +121,9 @@ def test_samples_are_known_to_the_frame(form: Format, tmp_path: Path) -> None:
     assert facts.fps == pytest.approx((len(edges) - 1) / edges[-1], rel=0.002)
     assert facts.codec == av.codec.Codec(form.encoder, "w").canonical_name
     stored = form.size if form.rotation % 180 == 0 else form.size[::-1]
-    assert (facts.width, facts.height) == stored
+    assert (facts.source.width, facts.source.height) == stored
     assert facts.pix_fmt == form.pix_fmt
-    assert facts.orientation.rotation == form.rotation
+    assert facts.source.orientation.rotation == form.rotation
     assert facts.broken is None
     assert _missing_end(facts) is None
     if form.container != "avi":  # its times are counted, not stored
@@ -196,7 +221,7 @@ def test_edit_list_hides_the_frames_before_it(tmp_path: Path) -> None:
     np.testing.assert_allclose(facts.times_s, times, atol=1e-9)
     assert facts.pts is not None
     assert facts.pts.tolist() == pts
-    assert facts.packets_read == 40
+    assert len(facts.packets) == 40
 
 
 def test_hidden_vp8_pictures_are_no_frames(tmp_path: Path) -> None:
@@ -214,7 +239,7 @@ def test_hidden_vp8_pictures_are_no_frames(tmp_path: Path) -> None:
             copy.is_keyframe, copy.stream = packet.is_keyframe, stream
             target.mux(copy)
     facts = look(path)
-    assert facts.packets_read == 40
+    assert len(facts.packets) == 40
     assert facts.num_frames == len(decoded(path)[0]) == 32
     np.testing.assert_allclose(facts.times_s, [k / 25 for k in range(40) if k % 5 != 3], atol=0.0011)
 
@@ -246,7 +271,7 @@ def test_size_may_change_in_mid_stream(tmp_path: Path) -> None:
     both.write_bytes(first.read_bytes() + second.read_bytes())
     facts = look(both)
     assert facts.num_frames == len(decoded(both)[1]) == 80
-    assert (facts.width, facts.height) == (96, 64)
+    assert (facts.source.width, facts.source.height) == (96, 64)
     np.testing.assert_allclose(facts.times_s, np.arange(80) / 25, atol=1e-9)
 
 
@@ -281,8 +306,88 @@ def test_the_same_stream_as_ffmpegs(default: int, tmp_path: Path) -> None:
         assert best is not None
         assert best.index == default
     facts = look(path)
-    assert facts.stream_index == default
-    assert (facts.width, facts.num_frames) == ((64, 10), (160, 11))[default]
+    assert facts.source.stream_index == default
+    assert (facts.source.width, facts.num_frames) == ((64, 10), (160, 11))[default]
+
+
+# What a stream is like ------------------------------------------------------------------------------------------------
+
+
+FACTS: dict[str, dict[str, object]] = {  # what differs from the usual
+    "h264": {"reorder_depth": 2, "profile": "High"},
+    "h264 without b": {"profile": "High"},
+    "h264 interlaced": {"is_interlaced": True, "reorder_depth": 2, "profile": "High"},
+    "h264 varying rate": {"is_vfr": True, "reorder_depth": 2, "profile": "High"},
+    "h264 two sizes ts": {"size_changes": True, "reorder_depth": 2, "profile": "High"},
+    "h264 two sizes mkv": {"size_changes": True, "reorder_depth": 2, "profile": "High"},
+    "h264 two sizes raw": {"size_changes": True, "reorder_depth": 2, "profile": "High"},
+    "hevc": {"reorder_depth": 2, "profile": "Main"},
+    "hevc open": {"reorder_depth": 2, "profile": "Main"},
+    "hevc open edit list": {"has_hidden": True, "reorder_depth": 2, "profile": "Main"},
+    "vp8": {"colorspace": 5},
+    "vp8 hidden": {"has_hidden": True, "is_vfr": True, "colorspace": 5},
+    "vp9": {"profile": "Profile 0"},
+    "vp9 hidden": {"has_hidden": True, "profile": "Profile 0"},
+    "mpeg4": {"reorder_depth": 1, "profile": "Advanced Simple Profile"},
+    "mpeg2 ts": {"reorder_depth": 1, "profile": "Main"},
+    "mpeg2 interlaced": {"is_interlaced": True, "reorder_depth": 1, "profile": "Main"},
+    "mpeg1 ps": {"reorder_depth": 1},
+    "mjpeg": {"colorspace": 5, "profile": "Baseline"},
+    "prores": {"profile": "Standard"},
+}
+
+
+@pytest.mark.parametrize("name", FACTS)
+def test_facts_that_choose_the_route(name: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    facts = look(write(name, tmp_path_factory.getbasetemp() / "kinds"))
+    usual: dict[str, object] = {
+        "is_interlaced": False,
+        "is_vfr": False,
+        "size_changes": False,
+        "has_hidden": False,
+        "reorder_depth": 0,
+        "colorspace": 2,  # unspecified
+        "profile": None,
+    }
+    assert {key: getattr(facts, key) for key in usual} == {**usual, **FACTS[name]}
+    assert facts.pix_fmt == KINDS[name].pix_fmt
+
+
+@pytest.mark.parametrize(("name", "number"), [("bt709", 1), ("smpte170m", 6), ("bt2020nc", 9)])
+def test_the_matrix_is_the_streams(name: str, number: int, tmp_path: Path) -> None:
+    path = video(tmp_path, "mp4", "libx264", **{"x264-params": f"colormatrix={name}"})
+    assert look(path).colorspace == number
+
+
+@pytest.mark.parametrize(
+    ("size", "coded"), [((96, 64), (64, 96)), ((100, 60), (64, 112)), ((98, 70), (80, 112))], ids=lambda s: f"{s}"
+)
+def test_pictures_are_coded_in_whole_blocks(size: tuple[int, int], coded: tuple[int, int], tmp_path: Path) -> None:
+    path = tmp_path / "a.mp4"
+    encode(path, Format("mp4", "libx264", "yuv420p", size, FPS, {"bf": "0"}))
+    facts = look(path)
+    assert (facts.source.width, facts.source.height) == size
+    assert facts.coded_size == coded
+
+
+def test_numbers_of_ticks() -> None:
+    facts = look_by_hand(np.array([0, 512, 1024, 2048]))
+    assert facts.numbers_of([]) == []
+    assert facts.numbers_of([2048, 0, 0, 513, -5, 9999, 1024]) == [0, 2, 3]
+    counted = replace(facts, pts=None)
+    assert counted.numbers_of([3, 1, 1, 4]) == [1, 3]
+
+
+def test_numbers_of_every_frame(tmp_path: Path) -> None:
+    facts = look(video(tmp_path, bf="3"))
+    assert facts.numbers_of(facts.packets.pts.tolist()) == list(range(40))
+
+
+def test_progress_is_told_for_every_packet(tmp_path: Path) -> None:
+    calls: list[None] = []
+    (file,) = find_videos([str(video(tmp_path))])
+    facts = probe(file, progress=lambda: calls.append(None))
+    assert len(calls) == len(facts.packets) == 40
 
 
 # Orientation ---------------------------------------------------------------------------------------------------------
@@ -292,7 +397,7 @@ def test_the_same_stream_as_ffmpegs(default: int, tmp_path: Path) -> None:
 def test_orientation_is_what_the_matrix_does_to_a_point(matrix: tuple[int, int, int, int], tmp_path: Path) -> None:
     path = video(tmp_path)
     with_matrix(path, *matrix)
-    seen = look(path).orientation
+    seen = look(path).source.orientation
     a, b, c, d = matrix
     for x, y in ((0, 0), (1, 0), (0, 1), (1, 1)):  # corners of the picture
         wanted = (a * x + c * y + (a + c < 0), b * x + d * y + (b + d < 0))
@@ -304,14 +409,14 @@ def test_orientation_is_what_the_matrix_does_to_a_point(matrix: tuple[int, int, 
 def test_rotation_is_ffprobes(name: str, angle: int, tmp_path: Path) -> None:
     path = video(tmp_path)
     with_matrix(path, *MATRICES[name])
-    assert look(path).orientation.rotation == angle
+    assert look(path).source.orientation.rotation == angle
     if shutil.which("ffprobe") is None:
         pytest.skip("compared with the truth alone: no ffprobe here")
     assert ffprobe(path)["side_data_list"][0]["rotation"] == angle
 
 
 def test_no_matrix_is_upright(tmp_path: Path) -> None:
-    assert look(video(tmp_path, "mkv")).orientation == Orientation(0, False, False, False)
+    assert look(video(tmp_path, "mkv")).source.orientation == Orientation(0, False, False, False)
 
 
 # Files that are cut off ----------------------------------------------------------------------------------------------
@@ -319,19 +424,9 @@ def test_no_matrix_is_upright(tmp_path: Path) -> None:
 
 def story(facts: Probe) -> str:
     """Return what the table would say of the damage, were every frame that is there decoded."""
-    report = DecodeReport(last_number=facts.num_frames - 1)
+    report = DecodeReport(frames_decoded=facts.num_frames, frames_wanted=facts.num_frames)
     row = _damage(Row(path="a"), facts, report, complete=True)
     return "" if row is None else str(row.error_message)
-
-
-def remux(source: Path, target: Path, **options: str) -> Path:
-    with av.open(str(source)) as reader, av.open(str(target), "w", options=options) as writer:
-        stream = writer.add_stream_from_template(reader.streams.video[0])
-        for packet in reader.demux(video=0):
-            if packet.size:
-                packet.stream = stream
-                writer.mux(packet)
-    return target
 
 
 def cut(path: Path, share: float) -> Path:
@@ -343,7 +438,7 @@ def cut(path: Path, share: float) -> Path:
 
 @pytest.mark.parametrize("share", [0.5, 0.7, 0.95])
 def test_cut_mp4_with_its_index_in_front(share: float, tmp_path: Path) -> None:
-    whole = remux(video(tmp_path, g="5"), tmp_path / "fast.mp4", movflags="faststart")
+    whole = copy(video(tmp_path, g="5"), tmp_path / "fast.mp4", movflags="faststart")
     assert story(look(whole)) == ""
     facts = look(cut(whole, share))
     assert facts.broken is not None
@@ -352,7 +447,7 @@ def test_cut_mp4_with_its_index_in_front(share: float, tmp_path: Path) -> None:
 
 
 def test_mp4_cut_between_two_packets(tmp_path: Path) -> None:
-    whole = remux(video(tmp_path, g="5", bf="0"), tmp_path / "fast.mp4", movflags="faststart")
+    whole = copy(video(tmp_path, g="5", bf="0"), tmp_path / "fast.mp4", movflags="faststart")
     with av.open(str(whole)) as container:
         ends = [p.pos + p.size for p in container.demux(video=0) if p.pos is not None and p.size]
     path = tmp_path / "cut.mp4"
@@ -385,6 +480,21 @@ def test_a_packet_that_is_cut_in_two_is_told(tmp_path: Path) -> None:
     facts = look(cut(video(tmp_path, "flv", bf="0", g="5"), 0.5))
     assert 0 < facts.num_frames < 35
     assert facts.broken == story(facts) == "a packet is cut off"
+
+
+@pytest.mark.parametrize("container", ["ts", "m2ts"])
+def test_a_transport_stream_that_is_cut(container: str, tmp_path: Path) -> None:
+    """Between two transport packets nobody can tell; the last picture may then be a part of one, and damaged."""
+    path = video(tmp_path, container, bf="0", g="5")
+    assert look(path).broken is None
+    size = 188 if container == "ts" else 192
+    data = path.read_bytes()
+    for length, broken in ((size * 30, None), (size * 30 + 77, "the file is cut off inside a transport packet")):
+        path.write_bytes(data[:length])
+        facts = look(path)
+        assert 0 < facts.num_frames < 40
+        assert facts.broken == broken
+        assert story(facts) == (broken or "")
 
 
 def with_sound(path: Path, *, seconds: float) -> Path:
@@ -582,7 +692,7 @@ DAMAGED = {  # name: frames, what the probe alone can say
     "decord_corrupted.mp4": (50, ""),
     "derived_bitflips_h264.mp4": (280, ""),
     "derived_truncated_60pct.mkv": (49, "promises 2.97 s, it holds 1.63 s"),
-    "derived_truncated_midpacket.ts": (150, ""),
+    "derived_truncated_midpacket.ts": (150, "the file is cut off inside a transport packet"),
     "derived_truncated_noidx1.avi": (133, "promises 240 frames, it holds 133"),
     "libwebm_block_ends_beyond_cluster.mkv": (1, "the file is cut off"),
 }
@@ -643,8 +753,8 @@ def test_real_files_are_called_as_ffprobe_calls_them(shared: Path) -> None:
         pytest.skip("no ffprobe here")
     seen: dict[str, Callable[[Probe], object]] = {
         "codec_name": lambda facts: facts.codec,
-        "width": lambda facts: facts.width,
-        "height": lambda facts: facts.height,
+        "width": lambda facts: facts.source.width,
+        "height": lambda facts: facts.source.height,
         "pix_fmt": lambda facts: facts.pix_fmt,
     }
     codecs = set()
@@ -653,5 +763,5 @@ def test_real_files_are_called_as_ffprobe_calls_them(shared: Path) -> None:
         codecs.add(facts.codec)
         assert {name: get(facts) for name, get in seen.items()} == {name: wanted[name] for name in seen}, path.name
         turned = [data["rotation"] for data in wanted.get("side_data_list", []) if "rotation" in data]
-        assert facts.orientation.rotation == (turned[0] if turned else 0), path.name
+        assert facts.source.orientation.rotation == (turned[0] if turned else 0), path.name
     assert codecs == {"av1", "h264", "hevc", "mjpeg", "mpeg4", "vp8", "vp9"}

@@ -8,11 +8,12 @@ from rich.console import Console
 
 from sqt_fast.archive import VideoFile
 from sqt_fast.config import FAST
+from sqt_fast.recipe import Recipe
 from sqt_fast.report import ConsoleWatcher, print_findings, print_summary
+from sqt_fast.results import Tally, VideoResult
 from sqt_fast.summary import Summary
 from sqt_fast.survey import survey, totals
 from sqt_fast.table import Row
-from sqt_fast.worker import Recipe, Tally, VideoResult
 
 BAD = VideoResult(VideoFile("[red]x.mp4", 1, 1), [Row("[red]x.mp4", status="empty_file", error_message="0 bytes")])
 GOOD = VideoResult(VideoFile("y.mp4", 1, 1), [Row("y.mp4")], duration_s=10)

@@ -8,7 +8,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from sqt_fast.pipelines.resize import HostResizer
+from sqt_fast.probe import Orientation
+from sqt_fast.resize import resize, upright
 
 UInt8 = NDArray[np.uint8]
 
@@ -38,9 +39,11 @@ def opencv(frames: UInt8, short_side: int) -> NDArray[np.int64]:
     return np.stack([cv2.resize(f, (width, height), interpolation=cv2.INTER_LINEAR) for f in frames]).astype(np.int64)
 
 
-@pytest.fixture(scope="module")
-def resizers() -> dict[int, HostResizer]:
-    return {short_side: HostResizer(short_side) for short_side in (64, 224, 256, 286)}
+def resized(frames: UInt8, short_side: int) -> NDArray[np.int64]:
+    images = resize(torch.from_numpy(frames), short_side)
+    assert images.dtype == torch.uint8
+    assert images.is_contiguous()
+    return images.numpy().astype(np.int64)
 
 
 SIZES = {
@@ -60,16 +63,14 @@ SIZES = {
 
 @pytest.mark.parametrize("short_side", [224, 256, 286])
 @pytest.mark.parametrize(("height", "width"), SIZES.values(), ids=SIZES)
-def test_equals_opencv(resizers: dict[int, HostResizer], height: int, width: int, short_side: int) -> None:
+def test_equals_opencv(height: int, width: int, short_side: int) -> None:
     frames = picture(height, width)
-    resized = resizers[short_side](frames)
-    wanted = opencv(frames, short_side)
-    assert resized.dtype == torch.uint8
-    assert tuple(resized.shape) == wanted.shape
-    assert min(resized.shape[1:3]) == short_side
-    difference = np.abs(resized.numpy() - wanted)
+    seen, wanted = resized(frames, short_side), opencv(frames, short_side)
+    assert seen.shape == wanted.shape
+    assert min(seen.shape[1:3]) == short_side
+    difference = np.abs(seen - wanted)
     assert difference.max() <= 1
-    assert difference.mean() < 0.2
+    assert difference.mean() < 0.3  # where the factor is 2, half of the values lie between two levels
 
 
 @settings(max_examples=60, deadline=None)
@@ -79,53 +80,53 @@ def test_equals_opencv(resizers: dict[int, HostResizer], height: int, width: int
     num_frames=st.integers(1, 4),
     short_side=st.sampled_from([64, 224]),
 )
-def test_equals_opencv_at_any_size(
-    resizers: dict[int, HostResizer], height: int, width: int, num_frames: int, short_side: int
-) -> None:
+def test_equals_opencv_at_any_size(height: int, width: int, num_frames: int, short_side: int) -> None:
     frames = picture(height, width, num_frames)
-    resized = resizers[short_side](frames)
     halves, rest = divmod(2 * max(height, width) * short_side, min(height, width))
     assume(rest or halves % 2 == 0)  # a side of exactly so many and a half may be rounded either way
-    difference = np.abs(resized.numpy() - opencv(frames, short_side))
+    difference = np.abs(resized(frames, short_side) - opencv(frames, short_side))
     assert difference.max() <= 1
-    assert difference.mean() < 0.2
+    assert difference.mean() < 0.3  # where the factor is 2, half of the values lie between two levels
 
 
 @pytest.mark.parametrize("short_side", [224, 256, 286])
-def test_size_of_common_formats_is_mmcvs(resizers: dict[int, HostResizer], short_side: int) -> None:
+def test_size_of_common_formats_is_mmcvs(short_side: int) -> None:
     common = [(144, 176), (180, 320), (240, 320), (240, 426), (270, 480), (288, 352), (256, 340), (360, 640)]
     common += [(480, 640), (480, 854), (480, 720), (576, 720), (576, 1024), (720, 1280), (1080, 1920), (1280, 720)]
     common += [(426, 240), (568, 320), (848, 480), (170, 400), (136, 320), (191, 255), (642, 642), (1080, 608)]
     for height, width in common:
-        shape = resizers[short_side](np.zeros((1, height, width, 3), np.uint8)).shape
+        shape = resized(np.zeros((1, height, width, 3), np.uint8), short_side).shape
         assert tuple(shape) == (1, *new_size(height, width, short_side), 3), (height, width)
 
 
 @pytest.mark.parametrize(("height", "width"), [(64, 90), (90, 64), (64, 64)], ids=["landscape", "portrait", "square"])
-def test_the_right_size_is_left_as_it_is(resizers: dict[int, HostResizer], height: int, width: int) -> None:
+def test_the_right_size_is_left_as_it_is(height: int, width: int) -> None:
     frames = picture(height, width, 3)
-    assert np.array_equal(resizers[64](frames).numpy(), frames)
+    assert np.array_equal(resized(frames, 64), frames)
 
 
-def test_each_frame_of_a_chunk_is_resized_alone(resizers: dict[int, HostResizer]) -> None:
+def test_each_frame_of_a_chunk_is_resized_alone() -> None:
     frames = picture(100, 140, 7)
-    together = resizers[64](frames)
+    together = resized(frames, 64)
     for i, frame in enumerate(frames):
-        assert torch.equal(resizers[64](frame[None])[0], together[i])
+        assert np.array_equal(resized(frame[None], 64)[0], together[i])
 
 
-def test_results_outlive_later_calls(resizers: dict[int, HostResizer]) -> None:
-    """DALI owns the memory of its outputs; what was returned must not be written over."""
-    resize = resizers[64]
-    chunks = [picture(80 + i % 3, 120, 1 + i % 5) for i in range(40)]
-    kept = [resize(chunk) for chunk in chunks]
-    copies = [resize(chunk).clone() for chunk in chunks]
-    assert all(torch.equal(a, b) for a, b in zip(kept, copies, strict=True))
-    assert len({tensor.data_ptr() for tensor in kept}) == len(kept)
-
-
-def test_frames_are_left_alone(resizers: dict[int, HostResizer]) -> None:
-    frames = picture(80, 120)
+@pytest.mark.parametrize("size", [(80, 120), (64, 90)], ids=["resized", "the right size"])
+def test_the_frames_are_left_alone_and_may_be_written_over(size: tuple[int, int]) -> None:
+    """The memory that a decoder writes to is used again."""
+    frames = picture(*size)
     before = frames.copy()
-    resizers[64](frames)
+    images = resize(torch.from_numpy(frames), 64)
+    kept = images.clone()
     assert np.array_equal(frames, before)
+    frames[:] = 0
+    assert torch.equal(images, kept)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.bfloat16], ids=str)
+def test_upright_takes_any_dtype(dtype: torch.dtype) -> None:
+    images = torch.arange(2 * 3 * 5 * 3).reshape(2, 3, 5, 3).to(dtype)
+    turned = upright(images, Orientation(-90, transpose=True, flip_x=True))
+    assert turned.shape == (2, 5, 3, 3)
+    assert torch.equal(turned, torch.rot90(images, -1, (1, 2)))

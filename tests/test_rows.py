@@ -9,7 +9,8 @@ import pytest
 from sqt_fast.archive import VideoFile
 from sqt_fast.decode import DecodeReport
 from sqt_fast.errors import VideoError
-from sqt_fast.probe import Orientation, Probe
+from sqt_fast.packets import PacketColumns
+from sqt_fast.probe import Orientation, Probe, Source
 from sqt_fast.rows import RowStyle, Scored, failed_row, video_rows
 from sqt_fast.sampling import ClipPlan, plan_clips
 from sqt_fast.table import Row
@@ -25,13 +26,18 @@ def facts(num_frames: int = 150, **known: Any) -> Probe:
     times = 0.5 + np.arange(num_frames) / FPS
     return Probe(
         **{
-            "path": VIDEO.path,
+            "source": Source(VIDEO.path, 0, 320, 240, Orientation(-90)),
+            "packets": PacketColumns().finish(),
             "container": "mp4",
             "codec": "h264",
-            "width": 320,
-            "height": 240,
+            "profile": "High",
             "pix_fmt": "yuv420p",
-            "orientation": Orientation(-90),
+            "coded_size": (240, 320),
+            "colorspace": 2,
+            "is_interlaced": False,
+            "size_changes": False,
+            "has_hidden": False,
+            "reorder_depth": 0,
             "fps": FPS,
             "is_vfr": False,
             "times_s": times,
@@ -40,8 +46,6 @@ def facts(num_frames: int = 150, **known: Any) -> Probe:
             "promised_end_s": None,
             "promised_frames": None,
             "broken": None,
-            "packets_read": num_frames,
-            "stream_index": 0,
             **known,
         }
     )
@@ -60,14 +64,19 @@ def scored(num_clips: int = 3, labelled: list[bool] | None = None, *, embeddings
     )
 
 
+def report_of(**known: Any) -> DecodeReport:
+    """150 frames decoded for 38 that clips need, unless ``known`` says otherwise."""
+    return DecodeReport(**{"frames_decoded": 150, "frames_wanted": 38, **known})
+
+
 def sound(probe: Probe) -> DecodeReport:
-    return DecodeReport(frames_decoded=probe.num_frames, last_number=probe.num_frames - 1)
+    return report_of(frames_decoded=probe.num_frames)
 
 
 def rows_of(
     probe: Probe, report: DecodeReport | None = None, what: Scored | None = None, style: RowStyle = WINDOWS
 ) -> list[Row]:
-    return video_rows(VIDEO, probe, plan(probe), what or scored(), report or sound(probe), style, "pyav")
+    return video_rows(VIDEO, probe, plan(probe), what or scored(), report or sound(probe), style, "cpu")
 
 
 def test_a_row_a_window() -> None:
@@ -78,7 +87,7 @@ def test_a_row_a_window() -> None:
     assert [r.end_s for r in rows] == pytest.approx([6.9, 13.3, 15.5])
     assert [(r.label, r.label_id) for r in rows] == [("c", 2), ("a", 0), ("c", 2)]
     first = rows[0]
-    assert (first.path, first.size_bytes, first.mtime_ns, first.decoder) == ("dir/v.mp4", 1234, 5678, "pyav")
+    assert (first.path, first.size_bytes, first.mtime_ns, first.decoder) == ("dir/v.mp4", 1234, 5678, "cpu")
     assert (first.status, first.error_message) == ("ok", None)
     assert (first.topk_labels, first.topk_ids) == (["c", "d"], [2, 3])
     assert np.float32(first.score or 0) == np.float32(0.4)
@@ -101,7 +110,7 @@ def test_a_row_a_video_is_the_mean() -> None:
 
 
 def test_a_row_a_video_leaves_out_windows_without_label() -> None:
-    report = DecodeReport(last_number=149, lost=list(range(64, 128)), rejected=64)
+    report = report_of(lost=list(range(64, 128, 4)), rejected=64)
     row, lost = rows_of(facts(), report, scored(labelled=[True, False, False]), VIDEOS)
     assert row.score == pytest.approx(0.4)
     assert lost.status == "damaged"
@@ -142,37 +151,51 @@ def test_a_sound_file_has_no_damage() -> None:
 
 def test_hidden_frames_are_no_damage() -> None:
     """Fewer pictures than packets, no error, every window labelled."""
-    report = DecodeReport(last_number=147, lost=[5, 9])
-    assert [r.status for r in rows_of(facts(), report)] == ["ok"] * 3
+    assert [r.status for r in rows_of(facts(), report_of(lost=[4, 8]))] == ["ok"] * 3
 
 
 def test_lost_frames() -> None:
-    report = DecodeReport(last_number=149, lost=[10, 11, 30], rejected=3)
-    *labelled, lost = rows_of(facts(), report)
+    *labelled, lost = rows_of(facts(), report_of(lost=[28, 12, 8], rejected=3))
     assert [r.status for r in labelled] == ["ok"] * 3
-    assert lost.error_message == "3 of 150 frames could not be decoded"
-    assert (lost.status, lost.label, lost.clip_index, lost.decoder) == ("damaged", None, None, "pyav")
-    assert (lost.start_s, lost.end_s) == pytest.approx((1.5, 3.6))
+    assert lost.error_message == "3 of 38 frames that clips need could not be decoded"
+    assert (lost.status, lost.label, lost.clip_index, lost.decoder) == ("damaged", None, None, "cpu")
+    assert (lost.start_s, lost.end_s) == pytest.approx((1.3, 3.4))
     assert (lost.start_frame, lost.score, lost.topk_ids) == (None, None, None)
 
 
 def test_frames_lost_at_the_end() -> None:
-    report = DecodeReport(last_number=139, lost=[100], rejected=11)
-    lost = rows_of(facts(), report)[-1]
-    assert lost.error_message == "11 of 150 frames could not be decoded"
+    lost = rows_of(facts(), report_of(lost=[100, 146, 149], rejected=11))[-1]
+    assert lost.error_message == "3 of 38 frames that clips need could not be decoded"
     assert (lost.start_s, lost.end_s) == pytest.approx((10.5, 15.5))
 
 
+def test_lost_frames_of_a_file_that_breaks_off() -> None:
+    """No packet was refused, but then none came."""
+    lost = rows_of(facts(broken="a packet is cut off"), report_of(lost=[149]))[-1]
+    assert lost.error_message == "1 of 38 frames that clips need could not be decoded; a packet is cut off"
+    assert (lost.start_s, lost.end_s) == pytest.approx((15.4, 15.5))
+
+
 def test_concealed_frames() -> None:
-    report = DecodeReport(last_number=149, damaged=[0, 149])
-    lost = rows_of(facts(), report)[-1]
-    assert lost.error_message == "2 of 150 frames are damaged"
+    lost = rows_of(facts(), report_of(damaged=[149, 0, 0]))[-1]
+    assert lost.error_message == "2 of 150 decoded frames are damaged"
     assert (lost.start_s, lost.end_s) == pytest.approx((0.5, 15.5))
 
 
+def test_concealed_frames_are_known_by_their_ticks() -> None:
+    """What is damaged but not shown, as a picture that an edit list cuts off, does no harm."""
+    probe = facts(pts=np.arange(150) * 512)
+    lost = rows_of(probe, report_of(damaged=[20 * 512, 10 * 512 + 1, -512]))[-1]
+    assert lost.error_message == "1 of 150 decoded frames are damaged"
+    assert (lost.start_s, lost.end_s) == pytest.approx((2.5, 2.6))
+    assert [r.status for r in rows_of(probe, report_of(damaged=[-512]))] == ["ok"] * 3
+
+
 def test_lost_and_concealed_frames_are_told_in_one_row() -> None:
-    lost = rows_of(facts(), DecodeReport(last_number=149, lost=[100], damaged=[20], rejected=1))[-1]
-    assert lost.error_message == "1 of 150 frames could not be decoded; 1 of 150 frames are damaged"
+    lost = rows_of(facts(), report_of(lost=[100], damaged=[20], rejected=1))[-1]
+    assert lost.error_message == (
+        "1 of 38 frames that clips need could not be decoded; 1 of 150 decoded frames are damaged"
+    )
     assert (lost.start_s, lost.end_s) == pytest.approx((2.5, 10.6))
 
 
@@ -200,25 +223,26 @@ def test_a_file_that_breaks_off_without_a_promise() -> None:
     assert lost.start_s == lost.end_s == pytest.approx(15.5)
 
 
-def test_nothing_decoded() -> None:
-    (row,) = rows_of(facts(), DecodeReport(rejected=150), scored(labelled=[False] * 3))
+@pytest.mark.parametrize("rejected", [0, 150], ids=["in silence", "refused"])
+@pytest.mark.parametrize("style", [WINDOWS, VIDEOS], ids=["windows", "videos"])
+def test_nothing_decoded(style: RowStyle, rejected: int) -> None:
+    lost = report_of(frames_decoded=0, lost=list(range(38)), rejected=rejected)
+    (row,) = rows_of(facts(), lost, scored(labelled=[False] * 3), style)
     assert (row.status, row.error_message, row.decoder) == ("no_decodable_frame", "no decodable frame", None)
     assert (row.label, row.codec) == (None, "h264")
 
 
 @pytest.mark.parametrize("style", [WINDOWS, VIDEOS], ids=["windows", "videos"])
-@pytest.mark.parametrize(
-    "report", [DecodeReport(last_number=3), DecodeReport(last_number=149, lost=list(range(1, 149)))]
-)
-def test_a_decoder_that_says_nothing_still_leaves_a_row(report: DecodeReport, style: RowStyle) -> None:
+def test_a_decoder_that_says_nothing_still_leaves_a_row(style: RowStyle) -> None:
     """Frames vanish without an error and no clip has enough of them."""
-    (row,) = rows_of(facts(), report, scored(labelled=[False] * 3), style)
+    (row,) = rows_of(facts(), report_of(lost=list(range(4, 149, 4))), scored(labelled=[False] * 3), style)
     assert row.status == "damaged"
-    assert row.error_message in ("146 of 150 frames could not be decoded", "148 of 150 frames could not be decoded")
+    assert row.error_message == "37 of 38 frames that clips need could not be decoded"
 
 
 def test_a_window_without_label_is_explained() -> None:
-    *labelled, lost = rows_of(facts(), DecodeReport(last_number=90), scored(labelled=[True, False, False]))
+    report = report_of(lost=list(range(92, 150, 4)))
+    *labelled, lost = rows_of(facts(), report, scored(labelled=[True, False, False]))
     assert [r.clip_index for r in labelled] == [0]
-    assert lost.error_message == "59 of 150 frames could not be decoded"
-    assert (lost.start_s, lost.end_s) == pytest.approx((9.6, 15.5))
+    assert lost.error_message == "15 of 38 frames that clips need could not be decoded"
+    assert (lost.start_s, lost.end_s) == pytest.approx((9.7, 15.4))

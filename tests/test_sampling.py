@@ -154,25 +154,44 @@ def test_tiles_read_inside_their_window(num_frames: int) -> None:
 # Every so many seconds -----------------------------------------------------------------------------------------------
 
 
+def exact_starts(times_s: Float64, end_s: float, stride_s: float) -> list[int]:
+    """Return the frame on screen at every multiple of the stride, looked up one by one."""
+    count = max(1, int(np.ceil((end_s - times_s[0]) / stride_s)))
+    return [on_screen(times_s, times_s[0] + k * stride_s) for k in range(count)]
+
+
 @given(timeline=timelines(), stride_s=st.sampled_from([0.011, 0.07, 0.5, 2.56, 100.0]))
 def test_stride_starts_with_the_frame_on_screen(timeline: tuple[Float64, float], stride_s: float) -> None:
+    """Or one or two frames beside it, on a grid of 4, unless most windows are closer than that to the next."""
     times_s, end_s = timeline
     last = max(len(times_s) - 64, 0)
-    count = max(1, int(np.ceil((end_s - times_s[0]) / stride_s)))
-    moments = [times_s[0] + k * stride_s for k in range(count)]
-    wanted = sorted({min(on_screen(times_s, moment), last) for moment in moments})
+    exact = exact_starts(times_s, end_s, stride_s)
+    on_grid = len(exact) > 1 and np.median(np.diff(exact)) >= 4
+    moved = [4 * ((start + 2) // 4) for start in exact] if on_grid else exact
+    assert all(abs(a - b) <= 2 for a, b in zip(moved, exact, strict=True))
+    wanted = sorted({min(start, last - last % 4 if on_grid else last) for start in moved})
     assert stride_starts(times_s, end_s, stride_s).tolist() == wanted
     plan = plan_clips(times_s, end_s, stride_s=stride_s)
     check(plan, len(times_s))
     assert plan.spans[:, 0].tolist() == wanted
 
 
+@given(num_frames=st.integers(64, 2000), fps=st.sampled_from([23.976, 25.0, 30.0, 59.94]), stride_s=st.floats(0.2, 2.0))
+def test_overlapping_windows_share_their_frames(num_frames: int, fps: float, stride_s: float) -> None:
+    """Every frame that is needed is a multiple of 4."""
+    plan = plan_clips(*steady(num_frames, fps), stride_s=stride_s)
+    assert len(plan) == 1 or not (plan.wanted % 4).any()
+
+
 @pytest.mark.parametrize(
     ("num_frames", "stride_s", "starts"),
     [
-        pytest.param(250, 2.56, [0, 64, 128, 186], id="as long as a window"),
-        pytest.param(250, 1.0, [0, 25, 50, 75, 100, 125, 150, 175, 186], id="overlapping"),
-        pytest.param(250, 4.0, [0, 100, 186], id="gaps"),
+        pytest.param(250, 2.56, [0, 64, 128, 184], id="as long as a window"),
+        pytest.param(250, 1.0, [0, 24, 52, 76, 100, 124, 152, 176, 184], id="overlapping"),
+        pytest.param(250, 4.0, [0, 100, 184], id="gaps"),
+        pytest.param(80, 0.16, [0, 4, 8, 12, 16], id="every fourth frame"),
+        pytest.param(80, 0.12, [0, 3, 6, 9, 12, 15, 16], id="closer than that"),
+        pytest.param(80, 0.04, list(range(17)), id="every frame"),
         pytest.param(250, 100.0, [0], id="longer than the video"),
         pytest.param(30, 0.5, [0], id="shorter than a window"),
     ],

@@ -2,8 +2,8 @@
 
 import json
 
+from sqt_fast.results import Tally
 from sqt_fast.summary import Summary
-from sqt_fast.worker import Tally
 
 PROMISED = """videos rows failed clips packets_read packets_dropped frames_decoded frames_wanted wall_s clips_per_s
 x_realtime limit""".split()  # noqa: SIM905

@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from fractions import Fraction
 from pathlib import Path
 
@@ -11,11 +12,13 @@ from sqt_fast import samples
 from sqt_fast import survey as survey_module
 from sqt_fast.archive import VideoFile, find_videos
 from sqt_fast.config import FAST, OFFICIAL
-from sqt_fast.probe import probe
+from sqt_fast.host import HostProcess
+from sqt_fast.probe import Probe
+from sqt_fast.recipe import Recipe
 from sqt_fast.samples import Format
 from sqt_fast.scenes import draw, random_scene
 from sqt_fast.survey import Finding, estimate_clips, survey, totals
-from sqt_fast.worker import Recipe
+from tests.poison import Poison, Slow, descendants
 
 
 def encode(path: Path, num_frames: int, encoder: str = "libx264") -> None:
@@ -106,19 +109,38 @@ def test_a_bad_file_as_json(archive: Path) -> None:
     }
 
 
-def test_whatever_a_file_does_the_others_are_looked_at(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = probe
-
-    def failing(video: VideoFile) -> object:
-        if video.path.endswith("a.mp4"):
-            raise ZeroDivisionError("of a header")
-        return real(video)
-
-    monkeypatch.setattr(survey_module, "probe", failing)
-    first, second, *_ = survey(find(archive), Recipe(FAST))
+@pytest.mark.parametrize(
+    ("how", "status", "said"),
+    [
+        ("value", "error", "ValueError: what nobody foresaw"),
+        ("SIGSEGV", "crashed", "decoder was killed by SIGSEGV"),
+        ("hang", "crashed", "decoder hung: it did nothing for 2 s"),
+    ],
+)
+def test_whatever_a_file_does_the_others_are_looked_at(archive: Path, how: str, status: str, said: str) -> None:
+    first, second, third, *_ = survey(find(archive), Recipe(FAST), tools=Poison(how, name="a.mp4"), hang_s=2.0)
     assert first.error is not None
-    assert (first.error.status, str(first.error)) == ("error", "ZeroDivisionError: of a header")
-    assert second.num_clips == 3
+    assert (first.error.status, str(first.error)) == (status, said)
+    assert (second.num_clips, third.num_clips) == (3, 2)
+    assert not descendants(os.getpid())
+
+
+def test_a_bug_in_planning_costs_one_file(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: Recipe, facts: Probe) -> None:
+        raise ZeroDivisionError("of a header")
+
+    monkeypatch.setattr(Recipe, "plan", fail)
+    first, *_ = survey(find(archive), Recipe(FAST))
+    assert (first.error and first.error.status, str(first.error)) == ("error", "ZeroDivisionError: of a header")
+
+
+def test_who_stops_looking_leaves_nothing_behind(archive: Path) -> None:
+    findings = survey(find(archive) * 50, Recipe(FAST), tools=Slow(20.0, name="b.mkv"))
+    next(findings)
+    started = time.monotonic()
+    findings.close()  # type: ignore[attr-defined]
+    assert time.monotonic() - started < 2
+    assert not descendants(os.getpid())
 
 
 def test_an_estimate_from_few_files_is_exact(archive: Path) -> None:
@@ -132,7 +154,7 @@ def test_an_estimate_looks_at_few_files_of_many(monkeypatch: pytest.MonkeyPatch)
     videos = [VideoFile(f"{i:04d}.mp4", 1, 1) for i in range(1000)]
     looked: list[str] = []
 
-    def look(video: VideoFile, recipe: Recipe) -> Finding:
+    def look(video: VideoFile, recipe: Recipe, host: HostProcess) -> Finding:
         looked.append(video.path)
         return Finding(video, num_clips=2 if int(video.path[:4]) < 500 else 6)
 

@@ -1,8 +1,8 @@
-"""The table: every value comes back from every format, the newest rows win, a file is whole or untouched."""
+"""The table: every value comes back from every format, a file is whole or untouched."""
 
 import json
 import math
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from sqt_fast.archive import VideoFile
 from sqt_fast.errors import OutputError
 from sqt_fast.files import replace_file
-from sqt_fast.table import STATUSES, Row, join, read_table, schema, to_table, write_table
+from sqt_fast.table import STATUSES, Row, read_batches, read_table, schema, to_table, write_batches, write_table
 
 SUFFIXES = pytest.mark.parametrize("suffix", [".parquet", ".csv", ".jsonl"])
 DIM = 3
@@ -161,51 +161,37 @@ def test_files_are_what_other_programs_expect(tmp_path: Path) -> None:
     assert records[1]["score"] == ""
 
 
-def test_join_keeps_the_newest_rows_of_a_path() -> None:
-    old = to_table([Row("a", clip_index=0, label="old"), Row("a", clip_index=1), Row("b", label="old")], None)
-    new = to_table([Row("c", label="new"), Row("a", clip_index=0, label="new")], None)
-    whole = join([old, new])
-    assert list(zip(whole["path"].to_pylist(), whole["label"].to_pylist(), strict=True)) == [
-        ("a", "new"),
-        ("b", "old"),
-        ("c", "new"),
-    ]
-    assert whole.num_rows == 3
+@SUFFIXES
+@pytest.mark.parametrize("columns", [None, ("path", "topk_scores"), ("status", "path")])
+def test_reading_bit_by_bit(tmp_path: Path, suffix: str, columns: tuple[str, ...] | None) -> None:
+    """More rows than come at a time, in any of the formats."""
+    table = to_table([replace(FULL, clip_index=i, label="x" * 999) for i in range(3000)], None)
+    write_table(table, tmp_path / f"t{suffix}")
+    pieces = list(read_batches(tmp_path / f"t{suffix}", columns))
+    assert max(piece.num_rows for piece in pieces) < 3000
+    assert pa.concat_tables(pieces).equals(table if columns is None else table.select(columns))
 
 
-def test_join_sorts_by_path_then_time_with_nulls_last() -> None:
-    rows = [
-        Row("b", start_s=0.0, clip_index=0),
-        Row("a", status="damaged"),
-        Row("a", start_s=1.0, status="damaged"),
-        Row("a", start_s=1.0, clip_index=1),
-        Row("a", start_s=0.0, clip_index=0),
-        Row("a", start_s=10.0, clip_index=2),
-        Row("B", start_s=0.0),
-    ]
-    whole = join([to_table(rows[:3], None), to_table([], None), to_table([rows[0], *rows[1:]], None)])
-    assert [(r["path"], r["start_s"], r["clip_index"]) for r in whole.to_pylist()] == [
-        ("B", 0.0, None),
-        ("a", 0.0, 0),
-        ("a", 1.0, 1),
-        ("a", 1.0, None),
-        ("a", 10.0, 2),
-        ("a", None, None),
-        ("b", 0.0, 0),
-    ]
+@SUFFIXES
+def test_halves_that_equal_but_differ(tmp_path: Path, suffix: str) -> None:
+    """Every number that an embedding can hold, and zeros of either sign."""
+    every = np.arange(2**16, dtype=np.uint16).view(np.float16)
+    rows = [Row("zeros", embedding=np.zeros(2**15, np.float16)), Row("finite", embedding=every[: 2**15])]
+    rows += [replace(row, embedding=-np.nan_to_num(row.embedding)) for row in rows if row.embedding is not None]
+    rows[1] = replace(rows[1], embedding=np.nan_to_num(every[: 2**15]))
+    back = round_trip(rows, 2**15, tmp_path / f"t{suffix}")["embedding"]
+    for row, values in zip(rows, back.to_pylist(), strict=True):
+        assert np.array(values, np.float16).tobytes() == row.embedding.tobytes()  # type: ignore[union-attr]
 
 
-def test_join_takes_embeddings_along(tmp_path: Path) -> None:
-    first = [Row("b", embedding=np.full(DIM, 2, np.float16)), Row("c")]
-    second = [Row("a", embedding=np.full(DIM, 1, np.float16)), Row("c", embedding=np.full(DIM, 3, np.float16))]
-    write_table(to_table(first, DIM), tmp_path / "1.parquet")
-    whole = join([read_table(tmp_path / "1.parquet")[0], to_table(second, DIM)])
-    assert [r["embedding"] for r in whole.to_pylist()] == [[1.0] * DIM, [2.0] * DIM, [3.0] * DIM]
-
-
-def test_the_order_of_parts_does_not_matter() -> None:
-    tables = [to_table([Row(p, start_s=float(i), clip_index=i) for i in range(3)], None) for p in ("x", "a", "k")]
-    assert join(tables).equals(join(tables[::-1]))
+def test_row_groups_are_small(tmp_path: Path) -> None:
+    """So that a large table can be read, and merged, in little memory."""
+    table = to_table([Row(str(i), embedding=np.zeros(2**12, np.float16)) for i in range(500)], 2**12)
+    write_batches([table, table], table.schema, tmp_path / "t.parquet", group_bytes=2**20)
+    groups = pq.ParquetFile(tmp_path / "t.parquet").metadata
+    assert max(groups.row_group(i).num_rows for i in range(groups.num_row_groups)) <= 128
+    assert groups.num_row_groups == 8
+    assert read_table(tmp_path / "t.parquet")[0].equals(pa.concat_tables([table, table]))
 
 
 class KilledError(BaseException):

@@ -1,0 +1,281 @@
+"""What child processes run in tests: decoders that fail on some files, devices that are not there, and simple talk.
+
+Everything here is found by its name in another process (``sqt_fast.child``).
+"""
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, NoReturn
+
+from sqt_fast.archive import VideoFile
+from sqt_fast.child import shared_memory
+from sqt_fast.decode import DecodeReport, Frames, NewBuffer
+from sqt_fast.errors import BackendError, CheckpointError
+from sqt_fast.host import HostTools
+from sqt_fast.probe import Probe
+from sqt_fast.reader import PacketReader
+from sqt_fast.results import Loaded, Tally, VideoResult
+from sqt_fast.segments import Segment
+from sqt_fast.table import Row
+
+# -- decoders ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Poison:
+    """Makes tools whose process comes to harm on files with ``name`` in their path.
+
+    how: a signal that it sends to itself, or hang, memory, value; else it ends with code 3. at: the wanted frame before
+    which it happens, None while probing. once: a file that remembers that it has happened; then it never does again.
+    """
+
+    how: str
+    at: int | None = None
+    name: str = "poison"
+    once: str | None = None
+
+    def __call__(self) -> "PoisonedTools":
+        return PoisonedTools(self)
+
+    def strikes(self, path: str) -> bool:
+        """Whether it is to happen now."""
+        return self.name in path and not (self.once is not None and Path(self.once).exists())
+
+    def strike(self) -> NoReturn:
+        """Come to harm."""
+        if self.once is not None:
+            Path(self.once).touch()
+        if self.how.startswith("SIG"):
+            os.kill(os.getpid(), signal.Signals[self.how])
+        elif self.how == "hang":
+            time.sleep(1000)
+        elif self.how == "memory":
+            raise MemoryError
+        elif self.how == "value":
+            raise ValueError("what nobody foresaw")
+        os._exit(3)
+
+
+class PoisonedTools(HostTools):
+    """See Poison."""
+
+    def __init__(self, poison: Poison) -> None:
+        self.poison = poison
+
+    def probe(self, video: VideoFile, progress: Callable[[], None]) -> tuple[Probe, PacketReader]:
+        if self.poison.at is None and self.poison.strikes(video.path):
+            self.poison.strike()
+        return super().probe(video, progress)
+
+    def frames(
+        self, reader: PacketReader, segment: Segment, report: DecodeReport, new_buffer: NewBuffer
+    ) -> Iterator[Frames]:
+        poison = self.poison
+        at = poison.at if poison.at in segment.numbers.tolist() and poison.strikes(reader.source.path) else None
+        for chunk in super().frames(reader, segment, report, new_buffer):
+            if at is not None and chunk.numbers[-1] >= at:
+                if before := sum(number < at for number in chunk.numbers):
+                    yield Frames(chunk.numbers[:before], chunk.images[:before])
+                poison.strike()
+            yield chunk
+
+
+@dataclass(frozen=True)
+class Slow:
+    """Makes tools that take their time before every probe and segment; ticking: they say that they are at work."""
+
+    seconds: float
+    ticking: bool = False
+    name: str = ""
+
+    def __call__(self) -> "SlowTools":
+        return SlowTools(self)
+
+
+class SlowTools(HostTools):
+    """See Slow."""
+
+    def __init__(self, slow: Slow) -> None:
+        self.slow = slow
+
+    def probe(self, video: VideoFile, progress: Callable[[], None]) -> tuple[Probe, PacketReader]:
+        end = time.monotonic() + self.slow.seconds * (self.slow.name in video.path)
+        while (left := end - time.monotonic()) > 0:
+            time.sleep(min(left, 0.1) if self.slow.ticking else left)
+            progress()
+        return super().probe(video, progress)
+
+    def frames(
+        self, reader: PacketReader, segment: Segment, report: DecodeReport, new_buffer: NewBuffer
+    ) -> Iterator[Frames]:
+        if self.slow.name in reader.source.path:
+            time.sleep(self.slow.seconds)
+        yield from super().frames(reader, segment, report, new_buffer)
+
+
+@dataclass(frozen=True)
+class Deaf:
+    """Makes tools that pass over wanted frames from number ``first`` on, without a word."""
+
+    first: int
+
+    def __call__(self) -> "DeafTools":
+        return DeafTools(self.first)
+
+
+class DeafTools(HostTools):
+    """See Deaf."""
+
+    def __init__(self, first: int) -> None:
+        self.first = first
+
+    def frames(
+        self, reader: PacketReader, segment: Segment, report: DecodeReport, new_buffer: NewBuffer
+    ) -> Iterator[Frames]:
+        for chunk in super().frames(reader, segment, report, new_buffer):
+            keep = [number for number in chunk.numbers if number < self.first]
+            report.lost += chunk.numbers[len(keep) :]
+            if keep:
+                yield Frames(keep, chunk.images[: len(keep)])
+
+
+def no_tools() -> HostTools:
+    """Fail to start."""
+    raise RuntimeError("no tools today")
+
+
+# -- devices ----------------------------------------------------------------------------------------------------------
+
+LOADED = Loaded("fake", "0" * 64, ("a", "b"), "nowhere", False, 8)
+CHOICE = {"backend": "eager", "precision": "fp32", "device": "cpu", "batch_size": 1, "reason": "as asked"}
+
+
+@dataclass(frozen=True)
+class Script:
+    """What a device that is not there does. Passed where tools would be.
+
+    log: a file that remembers what every process was given. deadly: names of videos that kill it, silent: that hang it.
+    times: how often that happens in all (None: always). broken: a request at which it dies, refused: at which it raises
+    ``BackendError``.
+    """
+
+    log: Path
+    deadly: frozenset[str] = frozenset()
+    silent: frozenset[str] = frozenset()
+    times: int | None = None
+    broken: str = ""
+    refused: str = ""
+
+    def say(self, line: str) -> None:
+        """Remember."""
+        with self.log.open("a") as file:
+            file.write(line + "\n")
+
+    def strikes(self, what: str) -> bool:
+        """Say whether it happens this time."""
+        self.say(what)
+        return self.times is None or self.log.read_text().splitlines().count(what) <= self.times
+
+
+def serve_script(
+    connection: "Connection[Any, Any]", config: object, resources: object, script: Script, log_level: int
+) -> None:
+    """Stand in for ``device.serve``."""
+    script.say("start")
+    while True:
+        name, *args = connection.recv()
+        script.say(name)
+        if name == script.broken and script.strikes(f"{name} broke"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if name == script.refused:
+            connection.send(("error", BackendError("no such luck")))
+        if name == "label":
+            break
+        connection.send(("note", f"{name} with {len(args)}"))
+        connection.send(("answer", LOADED if name == "load" else CHOICE))
+    while (videos := connection.recv()) is not None:
+        script.say("given " + " ".join(video.path for video in videos))
+        for video in videos:
+            if video.path in script.deadly and script.strikes(f"died of {video.path}"):
+                os.kill(os.getpid(), signal.SIGSEGV)
+            if video.path in script.silent and script.strikes(f"hung on {video.path}"):
+                time.sleep(1000)
+            if video.path == "refused":
+                connection.send(("error", CheckpointError("not these")))
+            connection.send(("alive", None))
+            connection.send(("clips", 2))
+            result = VideoResult(video, [Row(video.path)], 1.0)
+            connection.send(("result", (result, Tally(clips=2, video_s=1.0, network_s=0.5))))
+    script.say("finished")
+    connection.send(("answer", Tally(wait_s=0.25)))
+
+
+# -- talk -------------------------------------------------------------------------------------------------------------
+
+
+def echo(connection: "Connection[Any, Any]", *args: Any) -> None:
+    """Answer every message with the arguments and the message."""
+    while True:
+        connection.send((*args, connection.recv()))
+
+
+def die(connection: "Connection[Any, Any]", how: str) -> None:
+    """Say hello and end."""
+    connection.send("hello")
+    if how != "nothing":
+        Poison(how).strike()
+
+
+def hang(connection: "Connection[Any, Any]") -> None:
+    """Say who it is, and then nothing any more, whatever comes."""
+    connection.send(os.getpid())
+    time.sleep(1000)
+
+
+def fill(connection: "Connection[Any, Any]") -> None:
+    """Add one to every byte of the shared memory."""
+    memory = shared_memory()
+    while True:
+        connection.recv()
+        memory[:] = bytes((byte + 1) % 256 for byte in memory[:])
+        connection.send(len(memory))
+
+
+# -- processes --------------------------------------------------------------------------------------------------------
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs: neither gone nor dead and not yet buried."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def descendants(pid: int) -> list[int]:
+    """Return all living processes below ``pid``, children before grandchildren."""
+    below: list[int] = []
+    for task in Path(f"/proc/{pid}/task").glob("*"):
+        try:
+            children = [int(child) for child in (task / "children").read_text().split()]
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        below += children
+        for child in children:
+            below += descendants(child)
+    return [child for child in below if is_alive(child)]
+
+
+def wait_until(true: Callable[[], bool], timeout_s: float = 10.0) -> bool:
+    """Wait for something; return whether it came."""
+    deadline = time.monotonic() + timeout_s
+    while not true():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+    return True
