@@ -50,10 +50,11 @@ check: lint types test
 
 bench: $(READY)
 	$(BIN)/python -m bench.bench_network --results $(RESULTS)
+	$(BIN)/python -m bench.bench_decode --results $(RESULTS)
 	$(BIN)/python -m bench.bench_index --results $(RESULTS)
 
 gpu-check:
-	FAIL_WITHOUT_CUDA=1 $(GPU_PYTHON) -m pytest -o addopts= -o filterwarnings=default -p no:cacheprovider -m needs_cuda tests/test_cuda.py
+	FAIL_WITHOUT_CUDA=1 $(GPU_PYTHON) -m pytest -o addopts= -o filterwarnings=default -p no:cacheprovider -m needs_cuda tests/test_cuda.py $(if $(shell $(GPU_PYTHON) -c 'import av, nvidia.dali' 2>/dev/null && echo yes),tests/test_cuda_decode.py)
 	$(GPU_PYTHON) -m bench.bench_network --device cuda --results $(RESULTS)
 
 clean:

@@ -1,0 +1,306 @@
+"""Who decodes: ours, its peers and the floor, each behind one function and each in a process of its own.
+
+    python -m bench.peers PROVIDER CORE
+
+reads jobs from stdin, one JSON object a line, and answers in kind. CORE is the only core it may use, -1 for all.
+Everyone opens the file, decodes the wanted frames to (F, H, W, 3) uint8 RGB, a few at a time so that memory is bounded,
+and hands every chunk to ``finish``, which leaves it as it is or resizes it.
+"""
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache, cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+Pixels = Any  # (F, H, W, 3) uint8: an array, or a tensor on a GPU
+Finish = Callable[[Pixels], Pixels]
+
+SHORT_SIDE = 256
+SAMPLE_STEP = 8  # every 8th pixel of every 8th row is compared
+
+
+@dataclass(frozen=True)
+class Job:
+    """wanted: frame numbers, ascending."""
+
+    path: str
+    wanted: list[int]
+    num_threads: int
+    chunk_frames: int
+
+    def chunks(self) -> Iterator[list[int]]:
+        """Yield the wanted numbers, ``chunk_frames`` at a time."""
+        numbers = iter(self.wanted)
+        while chunk := list(islice(numbers, self.chunk_frames)):
+            yield chunk
+
+
+Decode = Callable[[Job, Finish], Iterator[Pixels]]
+
+
+def ours(job: Job, finish: Finish) -> Iterator[Pixels]:
+    """sqt-fast on the host. It chooses its chunks itself; one buffer serves them all, as in its own processes."""
+    from sqt_fast.archive import find_videos
+    from sqt_fast.decode import DecodeReport, HostDecoder
+    from sqt_fast.reader import PacketReader
+    from sqt_fast.segments import plan_segments
+
+    (video,) = find_videos([job.path])
+    facts, reader = PacketReader.probing(video)
+    decoder = HostDecoder(cache(lambda shape: np.empty(shape, np.uint8)))
+    if job.num_threads > 1:
+        reader.close()
+        reader = PacketReader(facts.source, num_threads=job.num_threads)
+    with reader:
+        for segment in plan_segments(facts, np.array(job.wanted, np.int64)):
+            for frames in decoder.frames(reader, segment, DecodeReport()):
+                yield finish(frames.images)
+
+
+def ours_cuda(job: Job, finish: Finish) -> Iterator[Pixels]:
+    """sqt-fast on the GPU."""
+    raise NotImplementedError("not wired yet")
+
+
+def floor(job: Job, finish: Finish) -> Iterator[Pixels]:  # noqa: ARG001 - there is nothing to finish
+    """Decode up to the last wanted frame and convert none: the limit of everyone who decodes every frame."""
+    for _ in _pictures(job):
+        yield from ()
+
+
+def pyav(job: Job, finish: Finish) -> Iterator[Pixels]:
+    """Decode every frame with PyAV up to the last wanted one, convert the wanted ones."""
+    places = {number: place for place, number in enumerate(job.wanted)}
+    buffer, filled = None, 0
+    for number, frame in enumerate(_pictures(job)):
+        if number not in places:
+            continue
+        image = frame.to_ndarray(format="rgb24")
+        if buffer is None:
+            buffer = np.empty((job.chunk_frames, *image.shape), np.uint8)
+        buffer[filled] = image
+        filled += 1
+        if filled == len(buffer) or number == job.wanted[-1]:
+            yield finish(buffer[:filled])
+            filled = 0
+
+
+def _pictures(job: Job) -> Iterator[Any]:
+    import av
+
+    with av.open(job.path) as container:
+        stream = container.streams.video[0]
+        stream.thread_type = "AUTO" if job.num_threads > 1 else "NONE"
+        stream.codec_context.thread_count = job.num_threads
+        for number, frame in enumerate(container.decode(stream)):
+            yield frame
+            if number == job.wanted[-1]:
+                return
+
+
+def decord(job: Job, finish: Finish) -> Iterator[Pixels]:
+    """Get batches from decord, through torch, which takes them without a copy."""
+    decord = importlib.import_module("decord")
+    decord.bridge.set_bridge("torch")
+    reader = decord.VideoReader(job.path, ctx=decord.cpu(0), num_threads=job.num_threads)
+    for numbers in job.chunks():
+        yield finish(reader.get_batch(numbers).numpy())
+
+
+def _torchcodec(seek_mode: str) -> Decode:
+    def frames(job: Job, finish: Finish) -> Iterator[Pixels]:
+        for batch in _torchcodec_batches(job, seek_mode=seek_mode, num_ffmpeg_threads=job.num_threads):
+            yield finish(batch.numpy())
+
+    return frames
+
+
+def torchcodec_cuda(job: Job, finish: Finish) -> Iterator[Pixels]:
+    """Get batches from torchcodec on NVDEC."""
+    return map(finish, _torchcodec_batches(job, seek_mode="exact", device="cuda"))
+
+
+def _torchcodec_batches(job: Job, **options: Any) -> Iterator[Pixels]:
+    import torch
+
+    torch.set_num_threads(1)
+    decoders = importlib.import_module("torchcodec.decoders")
+    decoder = decoders.VideoDecoder(job.path, dimension_order="NHWC", **options)  # the layout of the contract
+    for numbers in job.chunks():
+        yield decoder.get_frames_at(numbers).data
+
+
+def pynvvideocodec(job: Job, finish: Finish) -> Iterator[Pixels]:
+    """Get batches from NVIDIA's own decoder. Its frames live until the next batch: stacking copies them."""
+    import torch
+    from torch.utils.dlpack import from_dlpack
+
+    codec = importlib.import_module("PyNvVideoCodec")
+    decoder = codec.SimpleDecoder(
+        job.path, gpu_id=0, use_device_memory=True, output_color_type=codec.OutputColorType.RGB
+    )
+    for numbers in job.chunks():
+        yield finish(torch.stack([from_dlpack(frame) for frame in decoder.get_batch_frames_by_index(numbers)]))
+
+
+FLOOR, OURS, TRUTH = "decode only", "sqt-fast", "pyav"
+PROVIDERS: dict[str, dict[str, Decode]] = {
+    "cpu": {
+        FLOOR: floor,
+        OURS: ours,
+        TRUTH: pyav,
+        "decord": decord,
+        "torchcodec exact": _torchcodec("exact"),
+        "torchcodec approximate": _torchcodec("approximate"),
+    },
+    "cuda": {
+        OURS: ours_cuda,
+        TRUTH: pyav,
+        "torchcodec cuda": torchcodec_cuda,
+        "PyNvVideoCodec": pynvvideocodec,
+    },
+}
+
+
+class Peer:
+    """A process that decodes as it is told, started at the first job."""
+
+    def __init__(self, device: str, name: str, core: int) -> None:
+        self.command = [sys.executable, "-m", "bench.peers", device, name, str(core)]
+
+    @cached_property
+    def process(self) -> "subprocess.Popen[str]":
+        pipe, quiet = subprocess.PIPE, subprocess.DEVNULL
+        return subprocess.Popen(self.command, text=True, bufsize=1, stdin=pipe, stdout=pipe, stderr=quiet)
+
+    def ask(self, job: Mapping[str, Any]) -> None:
+        """Send a job."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(job) + "\n")
+
+    def answer(self) -> dict[str, Any]:
+        """Wait for what came of it."""
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        return dict(json.loads(line)) if line else {"error": f"ended with code {self.process.wait()}"}
+
+
+class Team:
+    """The processes of one provider: one a core, and one that may use all."""
+
+    def __init__(self, device: str, name: str, num_processes: int) -> None:
+        self.cores = sorted(os.sched_getaffinity(0))
+        places = [-1] * num_processes if device == "cuda" else self.cores
+        self.members = [Peer(device, name, core) for core in places]
+        self.free = [Peer(device, name, -1)] if device == "cpu" else []
+
+    def run(self, mode: str, job: Mapping[str, Any]) -> dict[str, Any]:
+        """Do ``job`` in every process of ``mode`` at once. Returns seconds a video and the memory of all of them."""
+        num_threads = len(self.cores) if mode == "own threads" else 1
+        peers = {"own threads": self.free, "one core": self.members[:1], "one process": self.members[:1]}.get(
+            mode, self.members
+        )
+        for peer in peers:
+            peer.ask({"times": 1, "sample": None, "num_threads": num_threads, **job})
+        answers = [peer.answer() for peer in peers]
+        for answer in answers:
+            if "error" in answer:
+                return answer
+        seconds = max(a["ended"] for a in answers) - min(a["started"] for a in answers)
+        memory = {key: round(sum(a[key] for a in answers)) for key in ("peak_mb", "before_mb")}
+        videos = len(peers) * job.get("times", 1)
+        cpu_s = sum(a["cpu_s"] for a in answers)
+        return {"seconds": seconds / videos, "cpu_s": cpu_s / videos, "frames": answers[0]["frames"], **memory}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for peer in (*self.members, *self.free):
+            if "process" in vars(peer):
+                peer.process.kill()
+                peer.process.communicate()
+
+
+def main() -> None:
+    """Answer jobs until stdin ends."""
+    device, name, core = sys.argv[1], sys.argv[2], int(sys.argv[3])
+    if core >= 0:  # before anything starts a thread: threads inherit it
+        os.sched_setaffinity(0, {core})
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # whatever a library prints
+    decode = PROVIDERS[device][name]
+    finishes: dict[str, Finish] = {}
+    for line in sys.stdin:
+        job = json.loads(line)
+        stage = job.pop("stage")
+        try:
+            finishes[stage] = finishes.get(stage) or _finish(stage)
+            answer = _run(decode, finishes[stage], device, **job)
+        except Exception as error:  # noqa: BLE001 - a peer may fail in any way; the record says how
+            answer = {"error": reason(error)}
+        print(json.dumps(answer), file=answers)
+
+
+def _run(decode: Decode, finish: Finish, device: str, *, times: int, sample: str | None, **job: Any) -> dict[str, Any]:
+    """Do a job ``times`` times. With ``sample``, keep some pixels of every frame there."""
+    samples, frames, before_mb = [], 0, _memory_mb("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak, VmHWM, starts again
+    started, cpu_before = time.perf_counter(), time.process_time()
+    for _ in range(times):
+        for chunk in decode(Job(**job), finish):
+            frames += len(chunk)
+            if sample:
+                few = chunk[:, ::SAMPLE_STEP, ::SAMPLE_STEP]
+                samples.append(np.array(few.cpu() if device == "cuda" and hasattr(few, "cpu") else few))
+    if device == "cuda":
+        import torch
+
+        torch.cuda.synchronize()
+    ended, cpu_s = time.perf_counter(), time.process_time() - cpu_before
+    if sample:
+        np.save(sample, np.concatenate(samples) if samples else np.empty((0, 1, 1, 3)))
+    memory = {"peak_mb": _memory_mb("VmHWM"), "before_mb": before_mb}
+    return {"started": started, "ended": ended, "cpu_s": cpu_s, "frames": frames, **memory}
+
+
+def _finish(stage: str) -> Finish:
+    if stage == "rgb":
+        return lambda frames: frames
+    import torch
+
+    from sqt_fast.resize import resize
+
+    def resized(frames: Pixels) -> Pixels:
+        images: Pixels = resize(torch.from_numpy(frames), SHORT_SIDE).numpy()
+        return images
+
+    return resized
+
+
+def _memory_mb(name: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name + ":")) / 1024
+
+
+def reason(error: BaseException) -> str:
+    """Return the first line of ``error``, and of what it came from where that says more."""
+    root = error
+    while (cause := root.__cause__ or root.__context__) is not None:
+        root = cause
+    lines = [str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__ for e in (error, root)]
+    return ": ".join(dict.fromkeys(lines))
+
+
+if __name__ == "__main__":
+    main()
