@@ -28,7 +28,8 @@ from numpy.typing import NDArray
 
 from bench.clips import CLIPS, facts, make
 from bench.measure import environment, print_table, spread, write
-from bench.peers import FLOOR, OURS, PROVIDERS, TRUTH, Team
+from bench.peers import FLOOR, OURS, PROVIDERS, TRUTH
+from bench.team import Team
 from sqt_fast.versions import installed
 
 # Each mode and the rank list it belongs to.

@@ -8,7 +8,8 @@ import pytest
 
 from bench.bench_decode import MAX_MAE, wanted_sets, worst_mae
 from bench.clips import Clip, facts, make
-from bench.peers import PROVIDERS, TRUTH, Job, Team, reason
+from bench.peers import PROVIDERS, TRUTH, Job, reason
+from bench.team import Team
 
 TINY = Clip("tiny", "mpeg4", ".avi", (64, 48), 1, {"g": "12"}, fps=25, pieces=2)
 
