@@ -193,7 +193,8 @@ class _Mpeg4Reader:
         if self.headers is None:
             self.headers = headers
         coding_type = data[pictures[0] + 1] >> 6
-        return PacketKind(coding_type == 0 and headers == self.headers, coding_type == 2 and not headers)
+        starts = coding_type == 0 and headers == self.headers
+        return PacketKind(starts, coding_type == 2 and not headers, headers=zlib.crc32(headers) if headers else 0)
 
 
 def _without_time(data: bytes, at: int) -> bytes:

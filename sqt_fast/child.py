@@ -2,10 +2,11 @@
 
 Not multiprocessing's: its spawn imports the caller's main module again, its fork copies running threads and CUDA. Not a
 pool: pools give a crashed task back without saying which of the pool's processes was at fault, and cannot hand memory
-over. A child ends by itself when its parent is gone: the pipe says so.
+over. A child ends when the thread that started it does, at the latest: the kernel, and the pipe, say so.
 """
 
 import contextlib
+import ctypes
 import mmap
 import os
 import select
@@ -18,6 +19,7 @@ from multiprocessing.connection import Connection, Pipe
 from typing import Any
 
 KILL_S = 5.0
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class ChildError(Exception):
@@ -108,6 +110,7 @@ def shared_memory() -> mmap.mmap:
 def main() -> None:
     """Be a child: do what the parent asks for until it is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # with the thread that started it, whatever it does then
     connection: Connection[Any, Any] = Connection(int(sys.argv[1]))
     threading.Thread(target=_end_with_parent, args=(connection.fileno(),), daemon=True).start()
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
@@ -117,7 +120,7 @@ def main() -> None:
 
 
 def _end_with_parent(fd: int) -> None:
-    """Wait until the other end of the pipe is closed: what hangs in a decoder would never see it."""
+    """Wait until the other end of the pipe is closed: so it is when the parent died before it could be watched."""
     poll = select.poll()
     poll.register(fd, 0)  # a hang-up is always told
     poll.poll()
