@@ -184,6 +184,7 @@ class _Server:
         self.sent = self.freed = 0
         self.memory = shared_memory()
         self.reader: PacketReader | None = None
+        self.may_uncrop: bool | None = None  # of the open file; None: not known yet
         self.last_tick = time.monotonic()
 
     def run(self) -> None:
@@ -215,19 +216,18 @@ class _Server:
     def remux(self, source: Source, segment: Segment, uncropped: tuple[int, int] | None) -> Remuxed:
         reader = self._open(source, 1)
         before = reader.packets_read
-        data = remux(reader, segment)
+        data = remux(reader, segment, uncropped=uncropped if self.may_uncrop else None)
         report = DecodeReport(
             frames_decoded=segment.num_kept,
             frames_wanted=len(segment.numbers),
             packets_read=reader.packets_read - before,
             packets_dropped=len(segment.keep) - segment.num_kept,
         )
-        if uncropped is None:
-            return Remuxed(data, False, report)
-        whole = remux(reader, segment, uncropped=uncropped)
-        if is_cropped_at_end(whole, data):
-            return Remuxed(whole, True, report)
-        return Remuxed(data, False, report)
+        if uncropped is not None and self.may_uncrop is None:  # once a file: it takes a second remux and two pictures
+            whole = remux(reader, segment, uncropped=uncropped)
+            self.may_uncrop = is_cropped_at_end(whole, data)
+            data = whole if self.may_uncrop else data
+        return Remuxed(data, uncropped is not None and bool(self.may_uncrop), report)
 
     def frames(self, source: Source, segment: Segment, num_threads: int) -> DecodeReport:
         """Send the frames, then return the report."""
@@ -259,7 +259,7 @@ class _Server:
         return self.reader
 
     def _close(self) -> None:
-        reader, self.reader = self.reader, None
+        reader, self.reader, self.may_uncrop = self.reader, None, None
         if reader is not None:
             reader.close()
 
