@@ -17,7 +17,6 @@ from av.container import InputContainer
 from av.sidedata.sidedata import Type as SideDataType
 from av.video.stream import VideoStream
 
-from sqt_fast import vp9
 from sqt_fast.archive import VideoFile
 from sqt_fast.bitstream import packet_reader
 from sqt_fast.container import open_video
@@ -157,15 +156,14 @@ class _Scan:
 
     def _read(self) -> Packets:
         context = self.stream.codec_context
-        codec = context.codec.canonical_name
-        read, columns = packet_reader(codec, context.extradata), PacketColumns()
+        read, columns = packet_reader(context.codec.canonical_name, context.extradata), PacketColumns()
         for packet in self._packets():
             self.on_packet(packet)
             kind = read(memoryview(packet))
             columns.add(packet.pts, packet.dts, packet.size, kind, discarded=packet.is_discard)
             if packet.is_corrupt:
                 self.broken = "a packet is cut off"
-            self.has_hidden |= kind.shown != 1 or (codec == "vp9" and vp9.has_several(memoryview(packet)))
+            self.has_hidden |= kind.shown != 1 or kind.hides
             if packet.duration and kind.shown and not packet.is_discard and (packet.pts or 0) >= self.last_pts:
                 self.last_pts, self.last_duration = packet.pts or 0, packet.duration
         self.broken = self._cut_off(len(columns)) or self.broken

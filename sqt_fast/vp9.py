@@ -23,15 +23,8 @@ def read_vp9(packet: memoryview) -> PacketKind:
         first = frames[0]
     except (IndexError, ValueError):
         return PacketKind()
-    return PacketKind(first.random_access, shown=sum(frame.shown for frame in frames), headers=first.headers)
-
-
-def has_several(packet: memoryview) -> bool:
-    """Return whether a packet holds more than one frame: then some are hidden, even if one is shown."""
-    try:
-        return sum(1 for _ in _frames(packet)) > 1
-    except (IndexError, ValueError):
-        return False
+    num_shown = sum(frame.shown for frame in frames)
+    return PacketKind(first.random_access, shown=num_shown, headers=first.headers, hides=len(frames) > 1)
 
 
 def _frame(data: memoryview) -> PacketKind:
