@@ -621,11 +621,11 @@ def many(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def start(lab: Lab) -> subprocess.Popen[str]:
+def start(lab: Lab, *more: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", "from sqt_fast.cli import main; main()", "index", str(lab.folder)]
     options = ["-o", lab.output, "--weights", lab.weights[0], "--labels", lab.weights[1], "--embeddings", "-q"]
     how = ["--backend", "eager", "--precision", "fp32", "--device", "cpu", "--batch-size", "1"]
-    return subprocess.Popen([*command, *map(str, options), *how], stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen([*command, *map(str, options), *how, *more], stderr=subprocess.PIPE, text=True)
 
 
 def wait_for(process: subprocess.Popen[str], seen: Callable[[], bool]) -> bool:
@@ -681,7 +681,7 @@ SOON_S = 10.0  # 0.4 s alone; beside what other tests left running it takes up t
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
 def test_signals_stop_it(many: Path, tmp_path: Path, tiny_weights: tuple[str, str], sign: signal.Signals) -> None:
     lab = Lab(many, tmp_path / "stopped.csv", tiny_weights)
-    with start(lab) as process:
+    with start(lab, "--stride", "0.05") as process:  # many clips: not over before the signal comes
         assert wait_for(process, lambda: any(lab.parts.glob("part-*")))
         below = descendants(process.pid)
         assert len(below) >= 2  # a device and a decoder
