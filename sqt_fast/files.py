@@ -1,4 +1,4 @@
-"""Write files whole or not at all."""
+"""Files: written whole or not at all, and where the user's cache is."""
 
 import os
 from collections.abc import Callable
@@ -20,3 +20,10 @@ def replace_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def cache_folder() -> Path:
+    """Return where weights and measurements are kept: ``$SQT_FAST_CACHE``, or else the user's cache (XDG)."""
+    if folder := os.environ.get("SQT_FAST_CACHE"):
+        return Path(folder)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sqt_fast"

@@ -3,14 +3,13 @@
 import hashlib
 import json
 import logging
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sqt_fast.config import FAST, OFFICIAL, OFFICIAL_HMDB51, Protocol
 from sqt_fast.errors import CheckpointError, ConfigError
-from sqt_fast.files import replace_file
+from sqt_fast.files import cache_folder, replace_file
 
 if TYPE_CHECKING:  # torch, pooch and rich are imported only when weights are wanted
     from rich.progress import Progress
@@ -86,13 +85,6 @@ class Weights:
     def has_classifier(self) -> bool:
         """Whether the network can label clips; a backbone alone gives features only."""
         return self.model.fc is not None
-
-
-def cache_folder() -> Path:
-    """Return where downloaded weights are kept: ``$SQT_FAST_CACHE``, or else the user's cache."""
-    import pooch
-
-    return Path(os.environ.get("SQT_FAST_CACHE") or pooch.os_cache("sqt_fast"))
 
 
 class _Bar:

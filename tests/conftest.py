@@ -12,6 +12,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import pytest
 import torch
 
+# Where there is no GPU, kernels run in Triton's interpreter; it is chosen when they are imported.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 if TYPE_CHECKING:  # test_cuda.py runs where torch and pytest are alone
     from sqt_fast.model import SqueezeTime
 
@@ -39,6 +43,18 @@ def _nan_in_fresh_memory() -> Iterator[None]:
 def _no_real_time_priority() -> None:
     """Take back what SVT-AV1's encoder gives itself as root: with it, decoders would starve the whole machine."""
     os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+
+
+@pytest.fixture(scope="session")
+def kernel_device() -> str:
+    """Where kernels run: on the GPU, or interpreted on the CPU."""
+    import triton
+
+    if torch.cuda.is_available():
+        return "cuda"
+    if not triton.knobs.runtime.interpret:
+        pytest.skip("no GPU, and TRITON_INTERPRET is off")
+    return "cpu"
 
 
 @pytest.fixture

@@ -42,7 +42,16 @@ def test_every_kernel_and_pipeline_has_a_test(folder: str) -> None:
     assert {name for name in modules_in(ROOT / folder) if not (ROOT / "tests" / f"test_{name}.py").is_file()} == set()
 
 
-HELPERS = ("__init__.py", "conftest.py", "poison.py", "videos.py")
+HELPERS = (
+    "__init__.py",
+    "accuracy.py",
+    "compile_kernels.py",
+    "conftest.py",
+    "fake_gpu.py",
+    "nvrtc.py",
+    "poison.py",
+    "videos.py",
+)
 
 
 def test_tests_lie_flat_and_say_what_they_test() -> None:

@@ -17,6 +17,7 @@ from sqt_fast import load_model, zoo
 from sqt_fast.checkpoint import file_sha256, save_safetensors
 from sqt_fast.config import FAST, OFFICIAL, OFFICIAL_HMDB51
 from sqt_fast.errors import CheckpointError, ConfigError
+from sqt_fast.files import cache_folder
 from sqt_fast.model import ModelConfig, SqueezeTime
 from sqt_fast.zoo import LABEL_LISTS, LABELS_FOLDER, PUBLISHED, find_protocol, load_weights, read_labels
 
@@ -210,7 +211,7 @@ def test_a_cache_that_cannot_be_written_still_gives_weights(
 
 def test_the_cache_is_the_users_without_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SQT_FAST_CACHE")
-    assert zoo.cache_folder().name == "sqt_fast"
+    assert cache_folder().name == "sqt_fast"
 
 
 def test_random_is_the_same_every_time_and_says_it_means_nothing() -> None:

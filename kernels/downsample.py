@@ -1,0 +1,121 @@
+"""Depth-wise convolution whose windows do not overlap: what a stage of stride 2 starts with.
+
+``out[b, i, j, c] = bias[c] + sum of x[b, s*i + u, s*j + v, c] * w[u, v, c] over u, v < s``
+
+* x (B, H, W, C), out (B, H // s, W // s, C), dense, one float dtype; w (s, s, C) of it; bias (C,) float32.
+
+Reads x once, writes out once: ``(1 + 1 / s**2) * B*H*W*C * itemsize`` bytes.
+
+Source: downsample of the release's blocks, batch norm folded.
+"""
+
+from functools import partial
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from sqt_fast.kernels.launch import Config, Launch, Problem, check, dtype_name, power_of_two_over, run
+from sqt_fast.kernels.numerics import narrow, precision
+
+
+@triton.jit
+def _downsample_kernel(
+    x,  # (B, H, W, C)
+    w,  # (STRIDE, STRIDE, C)
+    bias,  # (C,)
+    out,  # (B, OH, OW, C)
+    H,
+    W,
+    OH,
+    OW,
+    M,  # B * OH * OW
+    C: tl.constexpr,
+    STRIDE: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Some output pixels of all samples, some channels."""
+    n_tiles: tl.constexpr = (C + BLOCK_N - 1) // BLOCK_N
+    o_m = (tl.program_id(0) // n_tiles) * BLOCK_M + tl.arange(0, BLOCK_M)
+    o_n = (tl.program_id(0) % n_tiles) * BLOCK_N + tl.arange(0, BLOCK_N)
+    m_n = o_n < C
+    m_out = (o_m < M)[:, None] & m_n[None, :]
+    o_y = (o_m // OW) % OH * STRIDE
+    o_x = o_m % OW * STRIDE
+    o_row = ((o_m // (OH * OW)).to(tl.int64) * H + o_y) * W + o_x
+    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32) + tl.load(bias + o_n, mask=m_n, other=0.0)[None, :]
+    for i_y in tl.static_range(STRIDE):
+        for i_x in tl.static_range(STRIDE):
+            p_x = x + (o_row + i_y * W + i_x)[:, None] * C + o_n[None, :]
+            b_w = tl.load(w + (i_y * STRIDE + i_x) * C + o_n, mask=m_n, other=0.0).to(tl.float32)
+            acc += tl.load(p_x, mask=m_out, other=0.0).to(tl.float32) * b_w[None, :]
+    p_out = out + o_m.to(tl.int64)[:, None] * C + o_n[None, :]
+    tl.store(p_out, narrow(acc, out.dtype.element_ty, PRECISION), mask=m_out)
+
+
+def downsample(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Weigh and add each window of s x s pixels.
+
+    x: (B, H, W, C) fp32, fp16 or bf16; weight: (s, s, C) of x's dtype; bias: (C,) float32. Rows and columns that do not
+    fill a window are left out.
+
+    Returns (B, H // s, W // s, C) of x's dtype. Raises ValueError for other shapes.
+    """
+    batch, height, width, channels = x.shape
+    stride = weight.shape[0]
+    check("x", x, x.shape, x.dtype, x)
+    check("weight", weight, (stride, stride, channels), x.dtype, x)
+    check("bias", bias, (channels,), torch.float32, x)
+    out = x.new_empty((batch, height // stride, width // stride, channels))
+
+    def launch(config: Config) -> Launch:
+        args = {
+            "x": x,
+            "w": weight,
+            "bias": bias,
+            "out": out,
+            "H": height,
+            "W": width,
+            "OH": out.shape[1],
+            "OW": out.shape[2],
+            "M": out.numel() // channels,
+            "C": channels,
+            "STRIDE": stride,
+            "BLOCK_M": config.block_m,
+            "BLOCK_N": config.block_n,
+            "PRECISION": precision(x.dtype),
+        }
+        grid = (triton.cdiv(args["M"], config.block_m) * triton.cdiv(channels, config.block_n),)
+        return Launch(_downsample_kernel, grid, args, config.num_warps, config.num_stages)
+
+    block_n = min(power_of_two_over(channels), 256)
+    run(
+        Problem(
+            op="downsample",
+            key=f"{dtype_name(x.dtype)} s={stride} c={channels}",
+            rows=out.numel() // channels,
+            moved_bytes=(x.numel() + out.numel()) * x.element_size(),
+            flops=2 * out.numel() * stride * stride,
+            heuristic=Config(4096 // block_n, block_n, 1, 4, 1),
+            candidates=[
+                Config(size // n, n, 1, warps, 1)
+                for size in (1024, 2048, 4096, 8192)
+                for n in sorted({block_n, min(block_n, 64)})
+                for warps in (4, 8)
+            ],
+            launch=launch,
+            reference=partial(downsample_reference, x, weight, bias),
+        )
+    )
+    return out
+
+
+def downsample_reference(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """See ``downsample``."""
+    kernel = weight.permute(2, 0, 1)[:, None]
+    stride, channels = weight.shape[0], weight.shape[2]
+    out = torch.nn.functional.conv2d(x.permute(0, 3, 1, 2), kernel, bias.to(x.dtype), stride, groups=channels)
+    return out.permute(0, 2, 3, 1)

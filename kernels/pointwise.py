@@ -1,0 +1,214 @@
+"""1x1 convolution with everything that follows it: bias, second operand or residual, ReLU, sums for pooling.
+
+``out = relu(x @ w + x2 @ w2 + bias + residual)``, and ``sums[s, i] = the i-th tile's share of out[s].sum over pixels``
+
+* x (S, R, K), x2 (S, R, K2), residual and out (S, R, N): samples, pixels, channels; dense, one float dtype; accumulated
+  in float32; w (K, N), w2 (K2, N), bias (N,) float32.
+* sums (S, tiles, N) float32. Tiles never straddle two samples then, and nothing is added atomically: the sums of a
+  sample are the same to the bit whatever else is in the batch.
+
+Reads x, x2, residual once and writes out once: the bias, the ReLU, the residual and the pooling cost no pass of their
+own, and the shortcut's 1x1 (x2) is never written at all.
+
+Source: conv1, conv3 and shortcut_conv of the release's Bottleneck, batch norm folded.
+"""
+
+from functools import partial
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from sqt_fast.kernels.launch import (
+    Config,
+    Launch,
+    Problem,
+    check,
+    dtype_name,
+    fitting,
+    power_of_two_divisor,
+    power_of_two_over,
+    run,
+)
+from sqt_fast.kernels.numerics import narrow, precision
+from sqt_fast.kernels.products import multiply
+
+
+@triton.jit
+def _pointwise_kernel(
+    x,  # (S, R, K)
+    x2,  # (S, R, K2)
+    w,  # (K, N)
+    w2,  # (K2, N)
+    bias,  # (N,)
+    residual,  # (S, R, N)
+    out,  # (S, R, N)
+    sums,  # (S, TILES, N)
+    R,
+    TILES,
+    K: tl.constexpr,
+    K2: tl.constexpr,
+    N: tl.constexpr,
+    RELU: tl.constexpr,
+    RESIDUAL: tl.constexpr,
+    SUMS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """One tile of one sample; programs that share rows are neighbours, so that x is read from memory once."""
+    n_tiles: tl.constexpr = (N + BLOCK_N - 1) // BLOCK_N
+    i_tile = (tl.program_id(0) // n_tiles) % TILES
+    i_sample = (tl.program_id(0) // n_tiles) // TILES
+    i_row = i_sample.to(tl.int64) * R + i_tile * BLOCK_M
+    o_m = tl.arange(0, BLOCK_M)
+    o_n = (tl.program_id(0) % n_tiles) * BLOCK_N + tl.arange(0, BLOCK_N)
+    m_m = i_tile * BLOCK_M + o_m < R
+    m_n = o_n < N
+    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    acc = multiply(acc, x + i_row * K, w, o_m, o_n, m_m, m_n, K, N, BLOCK_K, PRECISION)
+    if K2:
+        acc = multiply(acc, x2 + i_row * K2, w2, o_m, o_n, m_m, m_n, K2, N, BLOCK_K, PRECISION)
+    acc += tl.load(bias + o_n, mask=m_n, other=0.0)[None, :]
+    p_out = o_m[:, None] * N + o_n[None, :]
+    m_out = m_m[:, None] & m_n[None, :]
+    if RESIDUAL:
+        acc += tl.load(residual + i_row * N + p_out, mask=m_out, other=0.0).to(tl.float32)
+    if RELU:
+        acc = tl.maximum(acc, 0.0)
+    tl.store(out + i_row * N + p_out, narrow(acc, out.dtype.element_ty, PRECISION), mask=m_out)
+    if SUMS:
+        total = tl.sum(tl.where(m_out, acc, 0.0), axis=0)
+        tl.store(sums + (i_sample.to(tl.int64) * TILES + i_tile) * N + o_n, total, mask=m_n)
+
+
+def pointwise(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    second: tuple[Tensor, Tensor] | None = None,
+    residual: Tensor | None = None,
+    relu: bool = True,
+    sums: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """Multiply, add, rectify, pool in one pass.
+
+    x: (S, R, K) fp32, fp16 or bf16; weight: (K, N); bias: (N,) float32; second: (x2 (S, R, K2), w2 (K2, N)), added
+    before the bias; residual: (S, R, N). K and K2 are multiples of 16. Without ``sums``, S is only a factor of R.
+
+    Returns out (S, R, N) of x's dtype, and sums (S, tiles, N) float32 or None. Raises ValueError for other shapes.
+    """
+    samples, pixels, depth = x.shape
+    columns = weight.shape[1]
+    check("x", x, x.shape, x.dtype, x)
+    check("weight", weight, (depth, columns), x.dtype, x)
+    check("bias", bias, (columns,), torch.float32, x)
+    x2, w2 = second or (x[:, :, :0], weight[:0])
+    depth2 = w2.shape[0]
+    if second is not None:
+        check("x2", x2, (samples, pixels, depth2), x.dtype, x)
+        check("w2", w2, (depth2, columns), x.dtype, x)
+    if residual is not None:
+        check("residual", residual, (samples, pixels, columns), x.dtype, x)
+    if depth % 16 or depth2 % 16:
+        raise ValueError(f"{depth} and {depth2} channels: give multiples of 16")
+    out = x.new_empty((samples, pixels, columns))
+    rows = (samples, pixels) if sums else (1, samples * pixels)
+    heuristic = _heuristic(x, depth, depth2, columns, rows[1])
+
+    def share(config: Config) -> Tensor:
+        return x.new_empty((samples, triton.cdiv(pixels, config.block_m), columns), dtype=torch.float32)
+
+    shares = share(heuristic) if sums else bias
+
+    def launch(config: Config) -> Launch:
+        nonlocal shares
+        tiles = triton.cdiv(rows[1], config.block_m)
+        if sums and shares.shape[1] != tiles:
+            shares = share(config)
+        args = {
+            "x": x,
+            "x2": x2 if depth2 else x,
+            "w": weight,
+            "w2": w2 if depth2 else weight,
+            "bias": bias,
+            "residual": out if residual is None else residual,
+            "out": out,
+            "sums": shares,
+            "R": rows[1],
+            "TILES": tiles,
+            "K": depth,
+            "K2": depth2,
+            "N": columns,
+            "RELU": relu,
+            "RESIDUAL": residual is not None,
+            "SUMS": sums,
+            "BLOCK_M": config.block_m,
+            "BLOCK_N": config.block_n,
+            "BLOCK_K": config.block_k,
+            "PRECISION": precision(x.dtype),
+        }
+        grid = (rows[0] * tiles * triton.cdiv(columns, config.block_n),)
+        return Launch(_pointwise_kernel, grid, args, config.num_warps, config.num_stages)
+
+    flags = "".join(f" {name}" for name, on in (("sums", sums), ("residual", residual is not None)) if on)
+    read = x.numel() + x2.numel() + weight.numel() + w2.numel() + out.numel() * (1 if residual is None else 2)
+    run(
+        Problem(
+            op="pointwise",
+            key=f"{dtype_name(x.dtype)} k={depth}+{depth2} n={columns}{flags}" + (f" r={pixels}" if sums else ""),
+            rows=samples * pixels,
+            moved_bytes=read * x.element_size(),
+            flops=2 * samples * pixels * (depth + depth2) * columns,
+            heuristic=heuristic,
+            candidates=_candidates(x, depth, depth2, columns),
+            launch=launch,
+            reference=partial(pointwise_reference, x, weight, bias, second=second, residual=residual, relu=relu),
+        )
+    )
+    return out, shares if sums else None
+
+
+def _heuristic(x: Tensor, depth: int, depth2: int, columns: int, rows: int) -> Config:
+    """128 rows where a sample has them, as many columns as the registers of 8 warps hold, three loads in flight."""
+    itemsize = x.element_size()
+    block_m = 128 if rows > 64 and itemsize == 2 else 64
+    block_n = min(power_of_two_over(columns), 128 if itemsize == 2 else 64)
+    block_k = power_of_two_divisor(depth | depth2, 128 // itemsize)
+    warps = 8 if block_m * block_n > 8192 else 4
+    return fitting(Config(block_m, block_n, block_k, warps, 3), itemsize)
+
+
+def _candidates(x: Tensor, depth: int, depth2: int, columns: int) -> list[Config]:
+    """64 to 256 rows and columns, shallow and deep pipelines: 24 at most."""
+    block_k = power_of_two_divisor(depth | depth2, 128 // x.element_size())
+    widest = power_of_two_over(columns)
+    tiles = [(64, 64, 4), (128, 64, 4), (128, 128, 8), (64, 128, 4), (128, 256, 8), (256, 64, 8), (64, 256, 4)]
+    cut = {(m, min(n, widest), warps) for m, n, warps in tiles}
+    configs = {
+        fitting(Config(m, n, block_k, warps, stages), x.element_size())
+        for m, n, warps in sorted(cut)
+        for stages in (2, 3, 4)
+    }
+    return sorted(configs)
+
+
+def pointwise_reference(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    second: tuple[Tensor, Tensor] | None = None,
+    residual: Tensor | None = None,
+    relu: bool = True,
+) -> Tensor:
+    """See ``pointwise``. Returns out (S, R, N); its sums are ``out.sum(1)``."""
+    out = x @ weight + bias.to(x.dtype)
+    if second is not None:
+        out = out + second[0] @ second[1]
+    if residual is not None:
+        out = out + residual
+    return torch.relu(out) if relu else out
