@@ -23,9 +23,10 @@ from torch import Tensor
 from bench.bench_network import OfficialBackend
 from bench.measure import environment, interleaved, print_table, spread, write
 from sqt_fast.archive import VideoFile, find_videos
-from sqt_fast.backends import BACKENDS, PRECISIONS, Backend, load_backend
-from sqt_fast.choose import CPU_BATCH
-from sqt_fast.clips import Clip, ClipMaker, View, squeeze
+from sqt_fast.backends import BACKENDS, Backend, load_backend
+from sqt_fast.batches import HostBatches, View
+from sqt_fast.choose import AUTO_PRECISIONS, CPU_BATCH
+from sqt_fast.clips import Clip, ClipMaker
 from sqt_fast.config import FAST, OFFICIAL, Protocol
 from sqt_fast.decode import DecodeReport, HostDecoder
 from sqt_fast.errors import BackendError
@@ -157,7 +158,7 @@ def _clips(plan: ClipPlan, protocol: Protocol, images: list[tuple[list[int], Ten
 
 
 def _views(clips: list[Clip], protocol: Protocol) -> list[View]:
-    return [view for clip in clips for view in squeeze(clip, protocol, torch.bfloat16)]
+    return [view for clip in clips for view in HostBatches(protocol, torch.bfloat16).views(clip)]
 
 
 def _once(backend: Backend, protocol: Protocol) -> Callable[[], object]:
@@ -180,7 +181,7 @@ def _run(backend: Backend, recipe: Recipe, style: RowStyle, video: VideoFile, nu
 def _backends(weights: Weights, protocol: Protocol) -> list[tuple[str, Backend]]:
     found: list[tuple[str, Backend]] = [(BASELINE, OfficialBackend(weights.model, "cpu"))]
     for name in BACKENDS:
-        for precision in PRECISIONS:
+        for precision in AUTO_PRECISIONS:
             try:
                 backend = load_backend(
                     name,

@@ -4,31 +4,14 @@ clips share it, and clips are made as soon as their frames are there, whatever t
 
 import threading
 from collections import deque
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from sqt_fast.config import Protocol
-from sqt_fast.crops import centre, crop_corners
-from sqt_fast.kernels.squeeze import squeeze_reference
+from sqt_fast.crops import centre
 from sqt_fast.sampling import ClipPlan, Int64
-
-
-@dataclass(frozen=True)
-class View:
-    """One input of the network: clip_index is the row of the plan, clip (48, S, S) normalised, channels last.
-
-    crop: number of the crop, as crop_corners orders them. missing: how many of its 16 frames could not be decoded and
-    were replaced by a neighbour.
-    """
-
-    clip_index: int
-    crop: int
-    clip: Tensor
-    missing: int
 
 
 @dataclass(frozen=True)
@@ -144,12 +127,3 @@ def _filled(images: list[Tensor | None]) -> list[Tensor] | None:
         newest = newest if image is None else image
         result.append(newest)
     return result
-
-
-def squeeze(clip: Clip, protocol: Protocol, dtype: torch.dtype) -> Iterator[View]:
-    """Yield the views of a clip, one a crop."""
-    squeezed = squeeze_reference(clip.images, dtype=dtype)
-    size = protocol.crop_size
-    height, width = squeezed.shape[1:]
-    for crop, (top, left) in enumerate(crop_corners(height, width, size, protocol.num_crops)):
-        yield View(clip.clip_index, crop, squeezed[:, top : top + size, left : left + size], clip.missing)

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from torch import Tensor
 
+from sqt_fast.batches import Batches, View
 from sqt_fast.child import ChildError
-from sqt_fast.clips import Clip, ClipMaker, View, squeeze
+from sqt_fast.clips import Clip, ClipMaker
 from sqt_fast.decode import DecodeReport
 from sqt_fast.errors import SqtError, VideoError
 from sqt_fast.host import HostProcess, ToolsFactory
@@ -47,7 +48,7 @@ class Decoding:
         self,
         jobs: Jobs,
         recipe: Recipe,
-        dtype: torch.dtype,
+        batches: Batches,
         resources: Resources,
         *,
         tools: ToolsFactory,
@@ -55,7 +56,7 @@ class Decoding:
         put: Callable[[Job, View | None], None],
         on_progress: Callable[[], None],
     ) -> None:
-        self.jobs, self.recipe, self.dtype, self.resources = jobs, recipe, dtype, resources
+        self.jobs, self.recipe, self.batches, self.resources = jobs, recipe, batches, resources
         self.gpu, self.put = gpu, put
         self.error: Exception | None = None
         self._budget = Budget(resources.memory_bytes)
@@ -205,7 +206,7 @@ class Decoding:
     def _emit(self, job: Job, clips: list[Clip]) -> None:
         for clip in clips:
             started = time.perf_counter()
-            views = list(squeeze(clip, self.recipe.protocol, self.dtype))
+            views = list(self.batches.views(clip))
             job.spend("squeeze", time.perf_counter() - started)
             for view in views:
                 self.put(job, view)

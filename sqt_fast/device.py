@@ -11,6 +11,8 @@ from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
 from sqt_fast.archive import VideoFile
+from sqt_fast.backends import Backend
+from sqt_fast.batches import Batches, DeviceBatches, HostBatches
 from sqt_fast.choose import Choice, choose, find_device, open_backend
 from sqt_fast.config import IndexConfig
 from sqt_fast.errors import BackendError, SqtError
@@ -75,12 +77,23 @@ class Device:
             embeddings=self.config.embeddings,
             tools=self.tools,
             gpu=self._gpu,
+            batches=self._batches(choice.device, backend),
             on_clips=self.on_clips,
             on_progress=self.on_progress,
             note=self.note,
         )
         self.tally = self.worker.tally
         return asdict(choice)
+
+    def _batches(self, device: str, backend: Backend) -> Batches:
+        """Return what squeezes on the GPU where the kernel runs, else on the host."""
+        protocol = self.recipe.protocol
+        if device.startswith("cuda"):
+            try:
+                return DeviceBatches(protocol, backend.dtype, device)
+            except BackendError as error:
+                self.note(f"clips are squeezed on the host: {error}")
+        return HostBatches(protocol, backend.dtype)
 
     def _open_gpu(self, device: str) -> "GpuRoute | None":
         """Return the GPU's decoders where they are wanted and work. Raises BackendError where they are a must."""

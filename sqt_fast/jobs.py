@@ -9,7 +9,8 @@ import numpy as np
 from torch import Tensor
 
 from sqt_fast.archive import VideoFile
-from sqt_fast.clips import ClipMaker, View
+from sqt_fast.batches import View
+from sqt_fast.clips import ClipMaker
 from sqt_fast.decode import DecodeReport
 from sqt_fast.errors import VideoError
 from sqt_fast.probe import Probe

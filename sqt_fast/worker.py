@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sqt_fast.archive import VideoFile
 from sqt_fast.backends import Backend
-from sqt_fast.clips import View
+from sqt_fast.batches import Batches, HostBatches, View
 from sqt_fast.decoding import Decoding
 from sqt_fast.errors import BackendError, VideoError
 from sqt_fast.host import HostTools, ToolsFactory
@@ -49,12 +49,14 @@ class Worker:
         embeddings: bool = False,
         tools: ToolsFactory = HostTools,
         gpu: "GpuRoute | None" = None,
+        batches: Batches | None = None,
         on_clips: Callable[[int], None] = lambda _: None,
         on_progress: Callable[[], None] = lambda: None,
         note: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.backend, self.recipe, self.style = backend, recipe, style
         self.batch_size, self.embeddings, self.on_clips, self.note = batch_size, embeddings, on_clips, note
+        self.batches = batches or HostBatches(recipe.protocol, backend.dtype)
         self.tally = Tally()
         self.jobs = Jobs()
         self._slots: list[tuple[Job, View]] = []
@@ -62,7 +64,7 @@ class Worker:
         self._decoding = Decoding(
             self.jobs,
             recipe,
-            backend.dtype,
+            self.batches,
             resources,
             tools=tools,
             gpu=gpu,
@@ -142,7 +144,9 @@ class Worker:
         Out of a GPU's memory, the batch is halved for the rest of the run.
         """
         try:
-            logits, embeddings = self.backend.run(self._batch([view for _, view in slots]))
+            # Always of one shape, so that scores do not depend on neighbours.
+            batch = self.batches.batch([view for _, view in slots], self.batch_size)
+            logits, embeddings = self.backend.run(batch)
         except torch.OutOfMemoryError as error:
             if self.batch_size == 1:
                 raise BackendError("out of GPU memory with a single clip; free some, or use --device cpu") from error
@@ -164,15 +168,6 @@ class Worker:
             scores = torch.softmax(logits, dim=1)
             for i, (job, view) in enumerate(slots):
                 yield job, view, scores[i], embeddings[i]
-
-    def _batch(self, views: list[View]) -> Tensor:
-        """Return (batch_size, 48, S, S): always of one shape, so that scores do not depend on neighbours."""
-        size = self.recipe.protocol.crop_size
-        batch = torch.zeros((self.batch_size, 48, size, size), dtype=self.backend.dtype)
-        batch = batch.contiguous(memory_format=torch.channels_last)
-        for i, view in enumerate(views):
-            batch[i].copy_(view.clip)
-        return batch
 
     def _result(self, job: Job) -> VideoResult:
         self._count(job)

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from sqt_fast import samples
 from sqt_fast.archive import find_videos
-from sqt_fast.clips import Clip, ClipMaker, SegmentIntake, View, squeeze
+from sqt_fast.batches import HostBatches, View
+from sqt_fast.clips import Clip, ClipMaker, SegmentIntake
 from sqt_fast.config import OFFICIAL, Protocol
 from sqt_fast.decode import DecodeReport, HostDecoder
 from sqt_fast.kernels.squeeze import MEAN, STD
@@ -53,7 +54,7 @@ def feed(
 
 
 def views_of(clips: list[Clip], protocol: Protocol, dtype: torch.dtype = torch.float32) -> list[View]:
-    return [view for clip in clips for view in squeeze(clip, protocol, dtype)]
+    return [view for clip in clips for view in HostBatches(protocol, dtype).views(clip)]
 
 
 def level(clip: Tensor) -> NDArray[np.float64]:

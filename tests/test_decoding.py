@@ -9,8 +9,8 @@ import torch
 
 from sqt_fast import decoding
 from sqt_fast.archive import VideoFile, find_videos
+from sqt_fast.batches import HostBatches, View
 from sqt_fast.child import ChildError
-from sqt_fast.clips import View
 from sqt_fast.config import FAST
 from sqt_fast.decoding import ATTEMPTS, Decoding
 from sqt_fast.errors import BackendError, VideoError
@@ -25,7 +25,7 @@ TOTAL = 1 << 30
 def make(jobs: Jobs | None = None, put: Any = lambda job, view: None, num_decoders: int = 2) -> Decoding:
     resources = Resources(num_decoders, TOTAL, cores=4)
     how: dict[str, Any] = {"tools": HostTools, "gpu": None, "put": put, "on_progress": lambda: None}
-    return Decoding(jobs or Jobs(), Recipe(FAST), torch.float32, resources, **how)
+    return Decoding(jobs or Jobs(), Recipe(FAST), HostBatches(FAST, torch.float32), resources, **how)
 
 
 class Trouble:

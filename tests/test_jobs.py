@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from sqt_fast.archive import VideoFile
-from sqt_fast.clips import View
+from sqt_fast.batches import View
 from sqt_fast.errors import VideoError
 from sqt_fast.jobs import Job, Jobs
 from sqt_fast.sampling import plan_clips

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from sqt_fast import samples
 from sqt_fast.archive import VideoFile, find_videos
-from sqt_fast.clips import ClipMaker, View, squeeze
+from sqt_fast.batches import HostBatches, View
+from sqt_fast.clips import ClipMaker
 from sqt_fast.config import Protocol
 from sqt_fast.decode import DecodeReport, HostDecoder
 from sqt_fast.errors import BackendError
@@ -101,7 +102,7 @@ def views_of(video: VideoFile, recipe: Recipe) -> list[View]:
             for chunk in HostDecoder().frames(reader, segment, DecodeReport()):
                 images = upright(resize(torch.from_numpy(chunk.images), protocol.short_side), facts.source.orientation)
                 for clip in intake.add(chunk.numbers, images):
-                    views += list(squeeze(clip, protocol, torch.float32))
+                    views += list(HostBatches(protocol, torch.float32).views(clip))
     return sorted(views, key=lambda view: (view.crop, view.clip_index))
 
 
