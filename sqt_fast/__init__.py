@@ -3,25 +3,47 @@
 Legend used everywhere: B clips, T=16 frames, C channels, H W pixels, K classes, F frames of one video.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, overload
 
 if TYPE_CHECKING:
-    from torch import nn
+    from sqt_fast.inference import InferenceModel
+    from sqt_fast.model import SqueezeTime
 
 __all__ = ["__version__", "load_model"]
 __version__ = "0.1.0"
 
 
-def load_model(weights: str, *, device: str = "cpu") -> "nn.Module":
+@overload
+def load_model(
+    weights: str, *, device: str = "cpu", backend: None = None, precision: str = "fp32"
+) -> "SqueezeTime": ...
+
+
+@overload
+def load_model(weights: str, *, device: str = "cpu", backend: str, precision: str = "fp32") -> "InferenceModel": ...
+
+
+def load_model(
+    weights: str, *, device: str = "cpu", backend: str | None = None, precision: str = "fp32"
+) -> "SqueezeTime | InferenceModel":
     """Load a SqueezeTime network in evaluation mode.
 
     weights: a published name (``k400 k600 hmdb51 in1k ava``), ``random``, or a path to a checkpoint (mmengine, bare
     state dict, ``model``-keyed, safetensors). device: where to put it, for example ``cpu`` or ``cuda:0``.
 
-    Returns an ``nn.Module`` with ``features(clips)`` and ``logits(clips)``; clips are normalised RGB (B, 3, 16, H, W)
-    or (B, 48, H, W) with channel = c * 16 + t. Raises ``sqt_fast.errors.CheckpointError`` when the file cannot be
-    had, read or fitted.
+    Without ``backend``: the network itself, float32, an ``nn.Module`` with ``features(clips)``, ``embed(clips)`` and
+    ``logits(clips)``, that can be trained further. With one (``eager``, ``compile``, ``triton``): the folded network
+    for inference in ``precision`` (``fp32``, ``bf16``, ``fp16``), with ``embed`` and ``logits``. Clips are normalised
+    RGB (B, 3, 16, H, W) or (B, 48, H, W) with channel = c * 16 + t.
+
+    Raises ``sqt_fast.errors.CheckpointError`` when the file cannot be had, read or fitted, ``BackendError`` when the
+    backend cannot run here, ``ConfigError`` for a backend or precision that there is not.
     """
     from sqt_fast.zoo import load_weights  # torch is imported only when a network is wanted
 
-    return load_weights(weights).model.to(device)
+    model = load_weights(weights).model
+    if backend is None:
+        return model.to(device)
+    from sqt_fast.inference import InferenceModel
+
+    return InferenceModel(model, backend, device=device, precision=precision)

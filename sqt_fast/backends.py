@@ -28,8 +28,9 @@ class Backend(Protocol):
 BACKENDS = {
     "eager": "sqt_fast.eager:EagerBackend",
     "compile": "sqt_fast.compiled:CompiledBackend",
+    "triton": "sqt_fast.triton_backend:TritonBackend",
 }
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def load_backend(name: str, model: SqueezeTime, *, device: str, precision: str, batch_size: int, size: int) -> Backend:

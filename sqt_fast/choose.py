@@ -1,6 +1,7 @@
 """Decide once, at start, how the network will run, and say why.
 
-Precision is measured here and now. Whether compiling pays depends on the size of the job: its cost and gain are what
+Precision is measured here and now. On a GPU, the backend is the one that was fastest on GPUs of its family, as
+``sqt-fast tune`` measured. On a CPU, whether compiling pays depends on the size of the job: its cost and gain are what
 they were when this machine last did it (kept in the user's cache), or cautious guesses before that.
 """
 
@@ -10,6 +11,7 @@ import os
 import platform
 import re
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +19,13 @@ from typing import Any
 import torch
 
 from sqt_fast import compiled
-from sqt_fast.backends import PRECISIONS, Backend, load_backend
+from sqt_fast.backends import BACKENDS, Backend, load_backend
 from sqt_fast.config import IndexConfig
 from sqt_fast.errors import BackendError, ConfigError
-from sqt_fast.files import replace_file
+from sqt_fast.files import cache_folder, replace_file
+from sqt_fast.kernels.launch import architecture
+from sqt_fast.kernels.tuned import network_speeds
 from sqt_fast.model import SqueezeTime
-from sqt_fast.zoo import cache_folder
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +35,8 @@ CUDA_BATCH = 64
 # Before this machine has compiled once. Seen on 2 cores: 0.8 to 0.9 of eager's time, 14 to 45 s to compile.
 GUESSED_COMPILED_RATIO = 0.85
 GUESSED_COMPILE_S = 60.0
+# What "auto" chooses between: float16 overflows where the others do not, so one has to ask for it.
+AUTO_PRECISIONS = ("fp32", "bf16")
 # A gain below this is noise of the measurement.
 WORTH = 0.95
 
@@ -109,7 +114,7 @@ def find_device(asked: str | None) -> str:
 def _measure_precision(model: SqueezeTime, device: str, size: int) -> tuple[str, float, str]:
     """Time both precisions on two clips. Returns the faster, its seconds a clip, and the reason."""
     seconds = {}
-    for precision in PRECISIONS:
+    for precision in AUTO_PRECISIONS:
         backend = load_backend("eager", model, device=device, precision=precision, batch_size=2, size=size)
         seconds[precision] = _seconds_a_clip(backend, 2, size)
     faster = "bf16" if seconds["bf16"] < WORTH * seconds["fp32"] else "fp32"
@@ -130,9 +135,9 @@ def _seconds_a_clip(backend: Backend, batch_size: int, size: int, repeats: int =
 def _backend(
     model: SqueezeTime, device: str, precision: str, batch_size: int, size: int, num_clips: int, eager_s: float | None
 ) -> tuple[str, str]:
-    """Return eager or compile, whichever ends this job sooner, and why."""
+    """Return the backend that ends this job soonest, and why."""
     if device.startswith("cuda"):
-        return "eager", "eager because nothing was measured on a GPU yet (--backend compile tries the other)"
+        return _backend_on_gpu(model, device, precision, num_clips)
     if reason := compiled.why_not(device):
         return "eager", f"eager because {reason}"
     key = _key(model, device, precision, batch_size, size)
@@ -149,6 +154,41 @@ def _backend(
         f"{name} because compiling costs {cost_s:.0f} s and gains {1000 * gain_s:.1f} ms a clip ({source}), "
         f"for about {num_clips} clips"
     )
+
+
+def _backend_on_gpu(model: SqueezeTime, device: str, precision: str, num_clips: int) -> tuple[str, str]:
+    """Return the backend that was fastest on a GPU of this family, of those that suit this job, and why."""
+    family = architecture(device)
+    speeds, gpu = network_speeds(family, precision) or ({}, "")
+    speeds = {name: speeds[name] for name in sorted(speeds, key=speeds.__getitem__, reverse=True) if name in BACKENDS}
+    if not speeds:
+        return "eager", (
+            f"eager because nothing was measured in {precision} on GPUs of compute capability {family / 10} "
+            "(sqt-fast tune measures here, --backend triton tries it)"
+        )
+    chosen, passed_over = "eager", ""
+    for name in speeds:
+        if not (reason := _why_not_on_gpu(name, model, speeds, num_clips)):
+            chosen = name
+            break
+        passed_over += f"; not {name}: {reason}"
+    numbers = ", ".join(f"{name} {speed:.0f}" for name, speed in speeds.items())
+    return chosen, (
+        f"{chosen} because of clips/s in {precision} on {gpu} (sqt-fast tune measures here): {numbers}{passed_over}"
+    )
+
+
+def _why_not_on_gpu(name: str, model: SqueezeTime, speeds: Mapping[str, float], num_clips: int) -> str | None:
+    """Return why this backend does not suit this network or job, None if it does."""
+    if name == "triton":
+        from sqt_fast.fused import why_not_network  # Triton is imported only if it may be used
+
+        return why_not_network(model)
+    if name == "compile" and "eager" in speeds:
+        gain_s = num_clips * (1 / speeds["eager"] - 1 / speeds["compile"])
+        if gain_s < GUESSED_COMPILE_S:
+            return f"compiling costs about {GUESSED_COMPILE_S:.0f} s and gains {gain_s:.1f} s"
+    return None
 
 
 def _remember_compile(choice: Choice, model: SqueezeTime, size: int, backend: Backend, compile_s: float) -> None:

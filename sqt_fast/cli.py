@@ -3,6 +3,7 @@
 Heavy imports wait inside the commands, so that ``--help`` is quick.
 """
 
+import importlib
 import io
 import json
 import logging
@@ -16,10 +17,11 @@ import click
 
 from sqt_fast import __version__
 from sqt_fast.config import PROTOCOLS, IndexConfig
-from sqt_fast.errors import InterruptedRunError, SqtError
+from sqt_fast.errors import ConfigError, InterruptedRunError, SqtError
 from sqt_fast.openmp import spin_briefly
 
-BACKENDS = ("auto", "eager", "compile")  # test_cli holds these against backends.BACKENDS
+BACKENDS = ("auto", "eager", "compile", "triton")  # test_cli holds these against backends.BACKENDS
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")  # and these against backends.PRECISIONS
 WEIGHTS_HELP = "A published name (k400, k600, hmdb51), 'random', or the path of a checkpoint."
 
 
@@ -95,7 +97,9 @@ def main() -> None:
 @click.option("--embeddings", is_flag=True, help="Add the pooled features (float16) of every row.")
 @click.option("--backend", type=click.Choice(BACKENDS), default="auto", help="What runs the network.")
 @click.option("--device", default="auto", metavar="auto|cpu|cuda[:N]", help="Where it runs.")
-@click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), default="auto", help="Of the network.")
+@click.option(
+    "--precision", type=click.Choice(["auto", "fp32", "bf16", "fp16"]), default="auto", help="Of the network."
+)
 @click.option("--batch-size", metavar="auto|N", default="auto", callback=_auto_or_count, help="Clips at once.")
 @click.option(
     "--decoder",
@@ -216,3 +220,77 @@ def convert(source: str, target: Path) -> None:
         weights.model, target, metadata={"source": weights.name, "source_sha256": weights.sha256, **labels}
     )
     click.echo(str(target))
+
+
+@main.command()
+@click.option("--device", default="cuda", metavar="cuda[:N]", help="The GPU to tune for.")
+@click.option(
+    "--precision",
+    "precisions",
+    type=click.Choice(PRECISIONS[1:]),
+    multiple=True,
+    default=["bf16"],
+    help="Of the network. Repeat the option for more.",
+)
+@click.option(
+    "--batch-size",
+    "batch_sizes",
+    type=click.IntRange(min=1),
+    multiple=True,
+    default=[1, 8, 64, 256],
+    help="Clips at once. Repeat the option for more; the largest goes first.",
+)
+@click.option("--weights", default="random", help=WEIGHTS_HELP + " Tiles depend on the network's shape only.")
+@click.option(
+    "--out",
+    "output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Where to keep what is found; what is there of other GPUs stays. In a checkout, kernels/tuned.json is what is "
+    "committed for everybody.  [default: kernels.json in the user's cache]",
+    show_default=False,
+)
+@click.option(
+    "--budget", "budget_s", type=float, metavar="SECONDS", help="Leave the tiles as they are after that long."
+)
+@click.option("--quick", is_flag=True, help="Try some tiles of every kernel, not all.")
+@click.option("--resume", is_flag=True, help="Keep what is in the file, tune the rest.")
+def tune(**options: Any) -> None:
+    """Find the fastest tiles of every kernel on this GPU (minutes), and measure every backend there.
+
+    Later runs on this kind of GPU use what was found, and choose their backend by it.
+    """
+    from sqt_fast.tune import TuneConfig
+    from sqt_fast.tune import tune as run
+
+    for line in run(TuneConfig(**options), lambda line: click.echo(line, err=True)).lines():
+        click.echo(line)
+
+
+@main.group()
+def bench() -> None:
+    """Measure speed here, from a checkout of the repository."""
+
+
+def _bench(name: str, options: tuple[str, ...]) -> None:
+    root = Path(__file__).resolve().parents[1]
+    if not (root / "bench" / f"{name}.py").is_file():
+        raise ConfigError("the benches are in the repository, not in the installed package: run it from a checkout")
+    sys.path.insert(0, str(root))
+    importlib.import_module(f"bench.{name}").main(options)
+
+
+_PASSED_ON = {"context_settings": {"ignore_unknown_options": True}, "add_help_option": False}  # the bench has its own
+
+
+@bench.command(**_PASSED_ON)
+@click.argument("options", nargs=-1, type=click.UNPROCESSED)
+def kernels(options: tuple[str, ...]) -> None:
+    """Every kernel at every shape of the network, against PyTorch and what the GPU allows."""
+    _bench("bench_kernels", options)
+
+
+@bench.command(**_PASSED_ON)
+@click.argument("options", nargs=-1, type=click.UNPROCESSED)
+def network(options: tuple[str, ...]) -> None:
+    """The network alone, with every backend and precision."""
+    _bench("bench_network", options)

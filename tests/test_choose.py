@@ -12,7 +12,9 @@ from sqt_fast import choose as module
 from sqt_fast.choose import Choice, choose, find_device, open_backend
 from sqt_fast.config import IndexConfig
 from sqt_fast.errors import BackendError, ConfigError
-from sqt_fast.model import SqueezeTime
+from sqt_fast.kernels import tuned
+from sqt_fast.kernels.launch import executing
+from sqt_fast.model import ModelConfig, SqueezeTime
 
 SIZE = 32
 
@@ -35,6 +37,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr("sqt_fast.compiled.why_not", lambda device: None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    tuned.forget()
     return tmp_path / "cache"
 
 
@@ -182,6 +185,84 @@ def test_the_stop_watch_takes_the_best_and_leaves_out_the_first() -> None:
     backend.run = counted  # type: ignore[method-assign]
     assert 0 < module._seconds_a_clip(backend, 2, SIZE) < 1
     assert calls == [((2, 48, SIZE, SIZE), torch.bfloat16)] * 3
+
+
+# -- on a GPU ----------------------------------------------------------------------------------------------------------
+
+
+def on_gpu(model: SqueezeTime, monkeypatch: pytest.MonkeyPatch, **options: Any) -> Choice:
+    """Choose on a GPU of compute capability 9.0."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    asked = config(**{"device": "cuda", "precision": "bf16", **options})
+    with executing(lambda problem: None, architecture=90):
+        return choose(asked, model, num_clips=10**7, size=SIZE)
+
+
+def measured(cache: Path, speeds: dict[str, float], family: str = "sm_90", precision: str = "bf16") -> None:
+    """Make a file as ``sqt-fast tune`` writes it."""
+    cache.mkdir()
+    record = {"gpu": "NVIDIA H200", "tiles": {}, "network": {precision: speeds}}
+    (cache / "kernels.json").write_text(json.dumps({family: record}))
+    tuned.forget()
+
+
+@pytest.mark.parametrize(
+    ("speeds", "backend"),
+    [
+        ({"eager": 9e3, "compile": 2e4, "triton": 3e4}, "triton"),
+        ({"eager": 9e3, "compile": 3e4, "triton": 2e4}, "compile"),
+        ({"eager": 9e4, "compile": 3e4, "triton": 2e4}, "eager"),
+        ({"eager": 9e3}, "eager"),
+        ({"triton": 9e3, "of tomorrow": 9e9}, "triton"),
+    ],
+    ids=str,
+)
+def test_on_a_gpu_the_fastest_there_is_chosen(
+    tiny_model: SqueezeTime, cache: Path, monkeypatch: pytest.MonkeyPatch, speeds: dict[str, float], backend: str
+) -> None:
+    measured(cache, speeds)
+    choice = on_gpu(tiny_model, monkeypatch)
+    assert choice.backend == backend
+    assert choice.reason.startswith(
+        f"{backend} because of clips/s in bf16 on NVIDIA H200 (sqt-fast tune measures here): "
+    )
+    assert all(f"{name} {speed:.0f}" in choice.reason for name, speed in speeds.items() if name != "of tomorrow")
+    assert "not " not in choice.reason
+
+
+@pytest.mark.parametrize(
+    "found", [{}, {"family": "sm_80"}, {"precision": "fp32"}], ids=["nothing", "other GPU", "fp32"]
+)
+def test_what_was_not_measured_on_this_family_is_eager(
+    tiny_model: SqueezeTime, cache: Path, monkeypatch: pytest.MonkeyPatch, found: dict[str, str]
+) -> None:
+    if found:
+        measured(cache, {"eager": 1.0, "triton": 9.0}, **found)
+    monkeypatch.setattr(tuned, "COMMITTED", cache / "none.json")
+    choice = on_gpu(tiny_model, monkeypatch)
+    assert choice.backend == "eager"
+    assert choice.reason == (
+        "eager because nothing was measured in bf16 on GPUs of compute capability 9.0 "
+        "(sqt-fast tune measures here, --backend triton tries it)"
+    )
+
+
+def test_a_network_that_the_kernels_cannot_run_takes_the_next(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured(cache, {"eager": 9e3, "compile": 2e4, "triton": 3e4})
+    odd = SqueezeTime(ModelConfig(depth=10, width=0.2, num_classes=7))
+    choice = on_gpu(odd, monkeypatch)
+    assert choice.backend == "compile"
+    assert choice.reason.endswith("; not triton: the kernels need multiples of 16 channels, this network has 12")
+
+
+def test_a_short_job_is_not_compiled(tiny_model: SqueezeTime, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured(cache, {"eager": 1e5, "compile": 2e5})
+    choice = on_gpu(tiny_model, monkeypatch)
+    assert choice.backend == "eager"
+    assert choice.reason.endswith(
+        "compile 200000, eager 100000; not compile: compiling costs about 60 s and gains 50.0 s"
+    )
 
 
 # -- opening ----------------------------------------------------------------------------------------------------------

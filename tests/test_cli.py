@@ -92,7 +92,16 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["-h"], ["--version"], ["index", "--help"], ["sample-videos", "-h"], ["convert", "-h"], ["index"]],
+    [
+        ["--help"],
+        ["-h"],
+        ["--version"],
+        ["index", "--help"],
+        ["sample-videos", "-h"],
+        ["convert", "-h"],
+        ["tune", "-h"],
+        ["index"],
+    ],
     ids=str,
 )
 def test_nothing_heavy_is_imported_before_it_is_needed(arguments: list[str]) -> None:

@@ -4,8 +4,12 @@ import pytest
 import torch
 
 from sqt_fast.backends import load_backend
+from sqt_fast.batches import DeviceBatches, HostBatches
+from sqt_fast.clips import Clip
+from sqt_fast.config import FAST, OFFICIAL, Protocol
 from sqt_fast.kernels.squeeze import squeeze_reference
 from sqt_fast.model import ModelConfig, SqueezeTime
+from sqt_fast.triton_backend import triton_network
 
 pytestmark = pytest.mark.needs_cuda
 
@@ -17,8 +21,8 @@ def model() -> SqueezeTime:
     return SqueezeTime(ModelConfig(width=0.25)).eval()
 
 
-@pytest.mark.parametrize("backend", ["eager", "compile"])
-@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 2e-3), ("bf16", 5e-2)])
+@pytest.mark.parametrize("backend", ["eager", "compile", "triton"])
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 2e-3), ("bf16", 5e-2), ("fp16", 1e-2)])
 def test_logits_equal_float64_on_the_cpu(model: SqueezeTime, backend: str, precision: str, tolerance: float) -> None:
     clips = torch.randn(4, 48, 224, 224)
     with torch.inference_mode():
@@ -36,3 +40,36 @@ def test_squeeze_equals_the_cpu(dtype: torch.dtype) -> None:
     on_cpu = squeeze_reference(frames, dtype=dtype)
     on_gpu = squeeze_reference(frames.cuda(), dtype=dtype).cpu()
     torch.testing.assert_close(on_gpu, on_cpu, rtol=1e-2 if dtype == torch.bfloat16 else 1e-6, atol=1e-6)
+
+
+def test_graphs_are_one_a_shape_and_results_are_the_callers(model: SqueezeTime) -> None:
+    network = triton_network(model, device="cuda", dtype=torch.bfloat16)
+    clips = torch.randn((5, 48, 64, 64), device="cuda", dtype=torch.bfloat16).to(memory_format=torch.channels_last)
+    first = network(clips)
+    kept = [tensor.clone() for tensor in first]
+    for size in (1, 2, 3, 4, 5):  # more than are kept
+        logits, embeddings = network(clips[:size])
+        assert torch.equal(logits, kept[0][:size])
+        assert torch.equal(embeddings, kept[1][:size])
+    network(torch.zeros_like(clips))
+    assert all(torch.equal(tensor, copy) for tensor, copy in zip(first, kept, strict=True))
+
+
+def test_a_captured_batch_never_waits_for_the_gpu(model: SqueezeTime) -> None:
+    network = triton_network(model, device="cuda", dtype=torch.bfloat16)
+    clips = torch.randn((2, 48, 64, 64), device="cuda", dtype=torch.bfloat16).to(memory_format=torch.channels_last)
+    network(clips)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        network(clips)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("protocol", [FAST, OFFICIAL], ids=lambda protocol: protocol.name)
+def test_batches_squeezed_there_are_the_hosts(protocol: Protocol) -> None:
+    images = [torch.randint(0, 256, (224, 224 if protocol is FAST else 300, 3), dtype=torch.uint8) for _ in range(16)]
+    host, device = HostBatches(protocol, torch.bfloat16), DeviceBatches(protocol, torch.bfloat16, "cuda")
+    ours, theirs = ([*batches.views(Clip(0, images, 0))] for batches in (host, device))
+    difference = device.batch(theirs, 4).cpu().float() - host.batch(ours, 4).float()
+    assert difference.abs().max() <= 2**-6  # a unit in the last place of 2

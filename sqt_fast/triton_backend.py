@@ -1,0 +1,107 @@
+"""The triton backend: the folded network on our own kernels, captured as a CUDA graph for every shape of batch.
+
+A graph replays some hundred launches as one: without it, a small batch waits for Python most of the time.
+"""
+
+from collections import OrderedDict
+
+import torch
+import triton
+from torch import Tensor
+
+from sqt_fast.errors import BackendError
+from sqt_fast.fused import FusedNetwork, why_not_network
+from sqt_fast.model import SqueezeTime
+
+# Graphs kept: each holds the activations of its shape of batch.
+MAX_GRAPHS = 4
+OLDEST_CAPABILITY = (8, 0)
+
+
+def why_not(device: str) -> str | None:
+    """Return why the kernels cannot run on this device, None if nothing speaks against it."""
+    if not device.startswith("cuda"):
+        return None if triton.knobs.runtime.interpret else "the kernels need an NVIDIA GPU (--device cuda)"
+    capability = torch.cuda.get_device_capability(device)
+    if capability < OLDEST_CAPABILITY:
+        name, have = torch.cuda.get_device_name(device), "{}.{}".format(*capability)
+        return f"the kernels need compute capability 8.0 (Ampere) or newer, {name} has {have}"
+    return None
+
+
+class GraphedNetwork:
+    """A FusedNetwork that replays CUDA graphs. On a CPU, interpreted, it is the network as it is."""
+
+    def __init__(self, net: FusedNetwork) -> None:
+        self.net = net
+        self._graphs: OrderedDict[torch.Size, _Captured] = OrderedDict()
+
+    @torch.no_grad()
+    def __call__(self, clips: Tensor) -> tuple[Tensor, Tensor]:
+        """clips: (B, 48, H, W) on the network's device. Returns logits (B, K), embeddings (B, C), float32, there.
+
+        Nothing waits for the GPU, but for the first batch of a shape.
+        """
+        if clips.device.type != "cuda":
+            return self.net(clips.to(self.net.dtype, memory_format=torch.channels_last))
+        if (captured := self._graphs.pop(clips.shape, None)) is None:
+            if len(self._graphs) == MAX_GRAPHS:
+                self._graphs.popitem(last=False)
+            captured = _Captured(self.net, clips)
+        self._graphs[clips.shape] = captured  # the newest last
+        return captured(clips)
+
+
+class _Captured:
+    """One shape of batch as a CUDA graph, with the memory that it reads and writes."""
+
+    def __init__(self, net: FusedNetwork, clips: Tensor) -> None:
+        self.clips = torch.zeros_like(clips, dtype=net.dtype, memory_format=torch.channels_last)
+        with torch.cuda.device(clips.device):
+            stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                net(self.clips)  # kernels are compiled, position embeddings stretched: neither can be captured
+            torch.cuda.current_stream().wait_stream(stream)
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph):
+                self.logits, self.embeddings = net(self.clips)
+
+    def __call__(self, clips: Tensor) -> tuple[Tensor, Tensor]:
+        """Run the graph. What it returns is the caller's: the next run does not touch it."""
+        self.clips.copy_(clips)
+        self.graph.replay()
+        return self.logits.clone(), self.embeddings.clone()
+
+
+def triton_network(model: SqueezeTime, *, device: str, dtype: torch.dtype) -> GraphedNetwork:
+    """Return the folded network on the kernels. Raises BackendError where they cannot run, naming what can."""
+    if reason := why_not(device) or why_not_network(model):
+        raise BackendError(f"backend triton: {reason}; use --backend compile or eager")
+    return GraphedNetwork(FusedNetwork(model, device=device, dtype=dtype))
+
+
+class TritonBackend:
+    """Needs an NVIDIA GPU of compute capability 8.0 or newer. See ``backends.Backend``."""
+
+    def __init__(self, model: SqueezeTime, *, device: str, dtype: torch.dtype, batch_size: int, size: int) -> None:
+        self.device, self.dtype = device, dtype
+        self.net = triton_network(model, device=device, dtype=dtype)
+        if device.startswith("cuda"):
+            self._start(torch.zeros((batch_size, model.config.input_channels, size, size), dtype=dtype, device=device))
+
+    def _start(self, clips: Tensor) -> None:
+        """Compile what the batches of this job will need, so that what fails fails now."""
+        try:
+            self.net(clips)
+            torch.cuda.synchronize(self.device)
+        except (triton.TritonError, RuntimeError) as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise BackendError(f"backend triton: {first_line}; use --backend compile or eager") from error
+
+    @torch.no_grad()
+    def run(self, clips: Tensor) -> tuple[Tensor, Tensor]:
+        logits, embeddings = self.net(clips.to(self.device, non_blocking=True))
+        return logits.cpu(), embeddings.cpu()
