@@ -1,0 +1,88 @@
+"""Every launch of whole networks, compiled for GPUs that are not here: no spills, within shared memory, tensor cores.
+
+bfloat16, in which networks run, with all tiles; of float16 and float32 the first and the last shape of every kernel.
+``python -m tests.compile_kernels`` does all of all.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sqt_fast.kernels.launch import SHARED_BYTES
+from tests.compile_kernels import ARCHITECTURES
+
+# What multiplies tiles on each generation. importance has too few rows for the newer ones.
+PRODUCTS = {80: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.mma", 120: "mma.sync"}
+WIDE = ("cp.async.cg.shared.global", "cp.async.cg.shared.global.L2::128B")  # always 16 bytes
+WITHOUT_PRODUCTS = ("downsample", "pool", "squeeze")
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """Compile in a process that is not interpreted."""
+    results = tmp_path_factory.mktemp("compiled") / "results.json"
+    folder = tmp_path_factory.mktemp("triton")
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "tests.compile_kernels", str(results), "--quick"]
+    run = subprocess.run(
+        command,
+        env={**environment, "TRITON_CACHE_DIR": str(folder)},
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    return list(json.loads(results.read_text()))
+
+
+def of(compiled: list[dict[str, Any]], architecture: int) -> list[dict[str, Any]]:
+    found = [result for result in compiled if result["architecture"] == architecture]
+    assert len(found) > 40  # or nothing was looked at
+    return found
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_all_compile_without_spills(compiled: list[dict[str, Any]], architecture: int) -> None:
+    bad = [
+        f"{r['name']} {r['config']}: {r['error'] or r['stack_bytes']}"
+        for r in of(compiled, architecture)
+        if r["error"] or r["stack_bytes"]
+    ]
+    assert not bad
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_shared_memory_suffices(compiled: list[dict[str, Any]], architecture: int) -> None:
+    limit = SHARED_BYTES[architecture]
+    assert [r["name"] for r in of(compiled, architecture) if r["shared_bytes"] > limit] == []
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_products_are_the_tensor_cores(compiled: list[dict[str, Any]], architecture: int) -> None:
+    without = []
+    for r in of(compiled, architecture):
+        wanted = "mma.sync" if r["name"].startswith("importance") else PRODUCTS[architecture]
+        if not r["name"].startswith(WITHOUT_PRODUCTS) and not any(op.startswith(wanted) for op in r["instructions"]):
+            without.append(f"{r['name']} {r['config']}")
+    assert not without
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_maps_move_16_bytes_at_a_time(compiled: list[dict[str, Any]], architecture: int) -> None:
+    narrow = [
+        r["name"]
+        for r in of(compiled, architecture)
+        if not r["name"].startswith("importance") and not any(".v4." in op or op in WIDE for op in r["instructions"])
+    ]
+    assert not narrow
+
+
+def test_every_kernel_and_dtype_is_there(compiled: list[dict[str, Any]]) -> None:
+    kinds = {(r["name"].split()[0], r["dtype"]) for r in compiled}
+    ops = ("conv", "downsample", "importance", "merge", "pointwise", "pool", "squeeze")
+    assert kinds == {(op, dtype) for op in ops for dtype in ("bf16", "fp16", "fp32")}
