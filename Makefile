@@ -13,6 +13,7 @@ ARGS ?=
 # gpu-check runs with a Python that has torch and pytest already, from a bare checkout.
 GPU_PYTHON ?= python3
 RESULTS ?= bench/results
+comma := ,
 
 .PHONY: help setup index test check lint types bench gpu-check clean
 
@@ -49,13 +50,25 @@ types: $(READY)
 check: lint types test
 
 bench: $(READY)
-	$(BIN)/python -m bench.bench_network --results $(RESULTS)
+	$(BIN)/python -m bench.network --results $(RESULTS)
 	$(BIN)/python -m bench.bench_decode --results $(RESULTS)
 	$(BIN)/python -m bench.bench_index --results $(RESULTS)
 
+# The most important first, each with a limit: 8 minutes in all. What fails does not stop the rest, but the exit code says so.
+GPU_TESTS := $(wildcard $(patsubst %,tests/test_%.py,cuda numerics products pointwise conv kernel_merge importance downsample pool squeeze \
+	squeeze_cuda fused launch tuned))
+HAS = $(shell $(GPU_PYTHON) -c 'import $(1)' 2>/dev/null && echo yes)
+
 gpu-check:
-	FAIL_WITHOUT_CUDA=1 $(GPU_PYTHON) -m pytest -o addopts= -o filterwarnings=default -p no:cacheprovider -m needs_cuda tests/test_cuda.py $(if $(shell $(GPU_PYTHON) -c 'import av, nvidia.dali' 2>/dev/null && echo yes),tests/test_cuda_decode.py)
-	$(GPU_PYTHON) -m bench.bench_network --device cuda --results $(RESULTS)
+	@mkdir -p $(RESULTS); status=0; export FAIL_WITHOUT_CUDA=1; \
+	step() { limit=$$1; shift; echo "== $$*"; timeout -k 5 $$limit "$$@" || { echo "== failed ($$?): $$*"; status=1; }; }; \
+	pytest() { limit=$$1; shift; step $$limit $(GPU_PYTHON) -m pytest -q -o addopts= -o filterwarnings=default -p no:cacheprovider "$$@"; }; \
+	pytest 150 $(if $(call HAS,xdist),-n 8) $(GPU_TESTS); \
+	step 140 $(GPU_PYTHON) -m bench.kernels --budget 70 --results $(RESULTS); \
+	step 80 $(GPU_PYTHON) -m bench.network --device cuda --precision bf16 --budget 30 --results $(RESULTS); \
+	step 50 $(GPU_PYTHON) -m bench.kernels --dtype fp16 fp32 --providers triton cupy eager --results $(RESULTS); \
+	$(if $(call HAS,av$(comma) nvidia.dali),pytest 40 -m needs_cuda tests/test_cuda_decode.py;) \
+	exit $$status
 
 clean:
 	rm -rf $(VENV) build samples labels.parquet labels.parquet.parts *.egg-info
