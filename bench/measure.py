@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from sqt_fast.errors import first_line
 from sqt_fast.versions import installed
 
 PACKAGES = ("torch", "triton", "av", "nvidia-dali-cuda130", "cupy-cuda13x", "cupy-cuda12x", "numpy")
@@ -215,7 +216,7 @@ def _fields(line: str, names: Sequence[str]) -> tuple[Any, ...]:
 
 def reason(error: BaseException) -> str:
     """Return an error as one line."""
-    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"[:200]
+    return f"{type(error).__name__}: {first_line(error)}"[:200]
 
 
 def print_table(rows: Sequence[Sequence[str]]) -> None:

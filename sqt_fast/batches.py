@@ -15,7 +15,7 @@ from torch import Tensor
 from sqt_fast.clips import Clip
 from sqt_fast.config import Protocol
 from sqt_fast.crops import crop_corners
-from sqt_fast.errors import BackendError
+from sqt_fast.errors import BackendError, first_line
 from sqt_fast.kernels.squeeze import squeeze, squeeze_reference
 from sqt_fast.model import INPUT_CHANNELS
 from sqt_fast.sampling import NUM_FRAMES
@@ -85,7 +85,7 @@ class DeviceBatches:
         try:
             self.batch(list(self.views(Clip(0, [blank] * NUM_FRAMES, 0))), protocol.num_crops)
         except (triton.TritonError, RuntimeError) as error:
-            raise BackendError(f"{type(error).__name__}: {error}".splitlines()[0]) from error
+            raise BackendError(first_line(error)) from error
 
     def views(self, clip: Clip) -> Iterator[View]:
         """See Batches. All crops share the bytes, which lie where the GPU can fetch them by itself."""

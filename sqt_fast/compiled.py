@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sqt_fast.eager import EagerBackend, eager_network
-from sqt_fast.errors import BackendError
+from sqt_fast.errors import BackendError, first_line
 from sqt_fast.model import SqueezeTime
 
 CXX_COMPILERS = ("g++", "clang++", "c++")
@@ -47,5 +47,5 @@ class CompiledBackend(EagerBackend):
         try:
             self.run(clips.to(memory_format=torch.channels_last))
         except (torch._dynamo.exc.TorchDynamoException, torch._inductor.exc.InductorError) as error:
-            first_line = str(error).strip().splitlines()[0]
-            raise BackendError(f"backend compile: torch.compile failed ({first_line}); use --backend eager") from error
+            reason = f"torch.compile failed ({first_line(error)})"
+            raise BackendError(f"backend compile: {reason}; use --backend eager") from error

@@ -10,6 +10,11 @@ SqtError
 """
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of what ``error`` says, or its class where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 class SqtError(Exception):
     """Base class of all expected failures. The command line prints it without a traceback."""
 

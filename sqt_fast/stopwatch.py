@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 import triton
 
-from sqt_fast.errors import BackendError
+from sqt_fast.errors import BackendError, first_line
 from sqt_fast.kernels.launch import Launch
 
 # What a launch of tiles that do not fit this GPU raises: Triton's compiler, ptxas, and the driver.
@@ -88,7 +88,7 @@ class CudaStopwatch:
             torch.cuda.synchronize()
         except RuntimeError as fatal:  # all that follows in this process would fail too
             raise BackendError(
-                f"the GPU gave up ({one_line(error)}); run the same command again with --resume"
+                f"the GPU gave up ({first_line(error)}); run the same command again with --resume"
             ) from fatal
 
     def network_s(self, run: Callable[[], object]) -> float:
@@ -116,11 +116,6 @@ class CudaStopwatch:
 
 def _event() -> torch.cuda.Event:
     return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-
-
-def one_line(error: Exception) -> str:
-    """Return the first line of what ``error`` says."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _compiled(launch: Launch) -> Any:

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from sqt_fast.errors import BackendError
+from sqt_fast.errors import BackendError, first_line
 from sqt_fast.kernels.launch import Config, Launch
-from sqt_fast.stopwatch import LAUNCH_ERRORS, Stopwatch, one_line
+from sqt_fast.stopwatch import LAUNCH_ERRORS, Stopwatch
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ class Trial:
             raise
         except LAUNCH_ERRORS as error:
             self.stopwatch.check_alive(error)
-            self._last_error = f"{config}: {one_line(error)}"
+            self._last_error = f"{config}: {first_line(error)}"
             self.refused["failed"] += 1
 
     def _why_not(self, config: Config, launch: Launch) -> str | None:

@@ -9,7 +9,7 @@ import torch
 import triton
 from torch import Tensor
 
-from sqt_fast.errors import BackendError
+from sqt_fast.errors import BackendError, first_line
 from sqt_fast.fused import FusedNetwork, why_not_network
 from sqt_fast.model import SqueezeTime
 
@@ -64,7 +64,8 @@ class _Captured:
                 net(self.clips)  # kernels are compiled, position embeddings stretched: neither can be captured
             torch.cuda.current_stream().wait_stream(stream)
             self.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph):
+            # Decoders' threads may ask for pinned memory meanwhile, which only a capture of this thread alone allows.
+            with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
                 self.logits, self.embeddings = net(self.clips)
 
     def __call__(self, clips: Tensor) -> tuple[Tensor, Tensor]:
@@ -98,8 +99,7 @@ class TritonBackend:
         except (triton.TritonError, RuntimeError) as error:
             if isinstance(error, torch.OutOfMemoryError):
                 raise
-            first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise BackendError(f"backend triton: {first_line}; use --backend compile or eager") from error
+            raise BackendError(f"backend triton: {first_line(error)}; use --backend compile or eager") from error
 
     @torch.no_grad()
     def run(self, clips: Tensor) -> tuple[Tensor, Tensor]:

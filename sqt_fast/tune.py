@@ -16,13 +16,13 @@ from torch import Tensor
 
 from sqt_fast.backends import PRECISIONS
 from sqt_fast.choose import find_device
-from sqt_fast.errors import BackendError, ConfigError, InterruptedRunError
+from sqt_fast.errors import BackendError, ConfigError, InterruptedRunError, first_line
 from sqt_fast.fused import FusedNetwork
 from sqt_fast.inference import NETWORKS, InferenceModel
 from sqt_fast.kernels import tuned
 from sqt_fast.kernels.launch import Problem, executing
 from sqt_fast.model import SqueezeTime
-from sqt_fast.stopwatch import LAUNCH_ERRORS, CudaStopwatch, Stopwatch, one_line
+from sqt_fast.stopwatch import LAUNCH_ERRORS, CudaStopwatch, Stopwatch
 from sqt_fast.trial import Trial
 from sqt_fast.triton_backend import why_not
 from sqt_fast.tuned_file import Place, TunedFile
@@ -226,7 +226,7 @@ def _network_speeds(gpu: Gpu, config: TuneConfig, model: SqueezeTime, precision:
             with executing(execute, architecture=gpu.architecture):
                 speeds[name] = batch_size / gpu.stopwatch.network_s(partial(network, clips))
         except (BackendError, *LAUNCH_ERRORS) as error:
-            tuner.say(f"{precision}, {batch_size} clips, {name}: not measured ({one_line(error)})")
+            tuner.say(f"{precision}, {batch_size} clips, {name}: not measured ({first_line(error)})")
             continue
         tuner.say(f"{precision}, {batch_size} clips, {name}: {speeds[name]:.0f} clips/s")
         tuner.file.keep_network(precision, {name: speed for name, speed in speeds.items() if name in NETWORKS})

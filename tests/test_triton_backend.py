@@ -1,5 +1,8 @@
 """The triton backend and models for inference: the network's own numbers, or one clear line that names what can run."""
 
+from contextlib import AbstractContextManager, nullcontext
+from types import SimpleNamespace
+
 import pytest
 import torch
 import triton
@@ -11,6 +14,7 @@ from sqt_fast.eager import LogitsAndEmbeddings
 from sqt_fast.errors import BackendError, ConfigError
 from sqt_fast.inference import NETWORKS, InferenceModel
 from sqt_fast.model import ModelConfig, SqueezeTime
+from sqt_fast.triton_backend import GraphedNetwork
 
 SIZE = 32
 
@@ -65,6 +69,74 @@ def test_a_network_too_narrow_is_refused(kernel_device: str) -> None:
     narrow = SqueezeTime(ModelConfig(depth=10, width=0.1, num_classes=7))
     with pytest.raises(BackendError, match="multiples of 16 channels, this network has 6; use --backend compile"):
         load_backend("triton", narrow, device=kernel_device, precision="fp32", batch_size=1, size=SIZE)
+
+
+class FakeCuda:
+    """Stands in for CUDA's streams and graphs: a graph replays by running the network again on its own memory."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.modes: list[str] = []
+        self.replays = 0
+        stream = SimpleNamespace(wait_stream=lambda other: None)
+        fakes = {
+            "device": lambda device: nullcontext(),
+            "Stream": lambda: stream,
+            "current_stream": lambda: stream,
+            "stream": lambda stream: nullcontext(),
+            "CUDAGraph": lambda: SimpleNamespace(replay=self.replay),
+            "graph": self.graph,
+        }
+        for name, fake in fakes.items():
+            monkeypatch.setattr(torch.cuda, name, fake)
+
+    def graph(self, graph: object, capture_error_mode: str) -> AbstractContextManager[None]:
+        self.modes.append(capture_error_mode)
+        return nullcontext()
+
+    def replay(self) -> None:
+        self.replays += 1
+
+
+class Elsewhere(Tensor):
+    """A tensor that says it lies on a GPU."""
+
+    @property
+    def device(self) -> torch.device:  # type: ignore[override]
+        return torch.device("cuda")
+
+
+def doubled(clips: Tensor) -> tuple[Tensor, Tensor]:
+    return 2 * clips.float().sum((1, 2, 3)), clips.float().mean((2, 3))
+
+
+def on_a_gpu(batch: int) -> Tensor:
+    return torch.ones(batch, 48, 4, 4).as_subclass(Elsewhere)
+
+
+def test_graphs_are_captured_once_a_shape_and_the_oldest_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = FakeCuda(monkeypatch)
+    monkeypatch.setattr(doubled, "dtype", torch.float32, raising=False)
+    network = GraphedNetwork(doubled)  # type: ignore[arg-type]
+    for batch in (1, 2, 1, 3, 4, 1):
+        network(on_a_gpu(batch))
+    assert cuda.modes == ["thread_local"] * 4
+    assert cuda.replays == 6
+    network(on_a_gpu(5))  # instead of 2, the longest unused
+    network(on_a_gpu(1))
+    assert len(cuda.modes) == 5
+    network(on_a_gpu(2))
+    assert len(cuda.modes) == 6
+
+
+def test_a_captured_batch_is_copied_in_and_results_are_copied_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    FakeCuda(monkeypatch)
+    monkeypatch.setattr(doubled, "dtype", torch.float32, raising=False)
+    captured = triton_backend._Captured(doubled, on_a_gpu(2))  # type: ignore[arg-type]
+    assert captured.clips.is_contiguous(memory_format=torch.channels_last)
+    logits, _ = captured(3 * torch.ones(2, 48, 4, 4))
+    assert torch.equal(captured.clips.as_subclass(Tensor), 3 * torch.ones(2, 48, 4, 4))
+    captured.logits.fill_(7)
+    assert not (logits == 7).any()
 
 
 # -- models for inference ---------------------------------------------------------------------------------------------
