@@ -42,15 +42,9 @@ class Launch:
     num_stages: int
 
     def __call__(self) -> None:
-        device = next(value.device for value in self.args.values() if isinstance(value, Tensor))
-        if device.type != "cuda":
-            self._launch()
-            return
-        with torch.cuda.device(device):  # Triton launches on the current one
-            self._launch()
-
-    def _launch(self) -> None:
-        self.kernel[self.grid](**self.args, num_warps=self.num_warps, num_stages=self.num_stages)
+        number = max((value.get_device() for value in self.args.values() if isinstance(value, Tensor)), default=-1)
+        with torch.cuda.device(number):  # Triton launches on the current one; -1, a CPU, changes nothing
+            self.kernel[self.grid](**self.args, num_warps=self.num_warps, num_stages=self.num_stages)
 
 
 @dataclass(frozen=True)
