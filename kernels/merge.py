@@ -137,13 +137,14 @@ def _merge_kernel(
             m_3 = o_3 < N3
             p_out = o_m[:, None] * N3 + o_3[None, :]
             m_out = m_m[:, None] & m_3[None, :]
-            acc3 = tl.zeros((BLOCK_M, BLOCK_3), tl.float32)
-            if RESIDUAL:
-                acc3 += tl.load(residual + i_row * N3 + p_out, mask=m_out, other=0.0).to(tl.float32)
+            if RESIDUAL:  # asked for before the product, needed behind it
+                b_r = tl.load(residual + i_row * N3 + p_out, mask=m_out, other=0.0)
             b_w = tl.load(w3 + o_n[:, None] * N3 + o_3[None, :], mask=m_n[:, None] & m_3[None, :], other=0.0)
-            acc3 = dot(z, b_w, acc3, PRECISION)
+            acc3 = dot(z, b_w, tl.zeros((BLOCK_M, BLOCK_3), tl.float32), PRECISION)
             if K2:
                 acc3 = multiply(acc3, x2 + i_row * K2, w2, o_m, o_3, m_m, m_3, K2, N3, BLOCK_K, PRECISION)
+            if RESIDUAL:
+                acc3 += b_r.to(tl.float32)
             acc3 = tl.maximum(acc3 + tl.load(b3 + o_3, mask=m_3, other=0.0)[None, :], 0.0)
             tl.store(out + i_row * N3 + p_out, narrow(acc3, out.dtype.element_ty, PRECISION), mask=m_out)
     else:
