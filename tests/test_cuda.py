@@ -49,8 +49,9 @@ def test_graphs_are_one_a_shape_and_results_are_the_callers(model: SqueezeTime) 
     kept = [tensor.clone() for tensor in first]
     for size in (1, 2, 3, 4, 5):  # more than are kept
         logits, embeddings = network(clips[:size])
-        assert torch.equal(logits, kept[0][:size])
-        assert torch.equal(embeddings, kept[1][:size])
+        # Not to the bit: PyTorch's mean and cuBLAS may sum in another order for another size.
+        torch.testing.assert_close(embeddings, kept[1][:size], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(logits, kept[0][:size], rtol=1e-2, atol=1e-2)
     network(torch.zeros_like(clips))
     assert all(torch.equal(tensor, copy) for tensor, copy in zip(first, kept, strict=True))
 
