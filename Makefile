@@ -15,11 +15,12 @@ GPU_PYTHON ?= python3
 RESULTS ?= bench/results
 comma := ,
 
-.PHONY: help setup index test check lint types bench gpu-check clean
+.PHONY: help setup index test test-kernels check lint types bench gpu-check clean
 
 help:
 	@echo "make index [VIDEOS=folder] [OUT=labels.parquet] [WEIGHTS=k400]   label videos (sample videos if none are named)"
 	@echo "make test                                                        run the tests"
+	@echo "make test-kernels                                                those of the kernels: interpreted, and compiled for GPUs"
 	@echo "make check                                                       lint, types, tests"
 	@echo "make bench                                                       measure, into $(RESULTS)"
 	@echo "make gpu-check                                                   GPU tests and benches, no installation"
@@ -54,16 +55,20 @@ bench: $(READY)
 	$(BIN)/python -m bench.bench_decode --results $(RESULTS)
 	$(BIN)/python -m bench.bench_index --results $(RESULTS)
 
+KERNEL_TESTS := $(patsubst %,tests/test_%.py,numerics products pointwise conv kernel_merge importance downsample pool squeeze \
+	squeeze_cuda fused launch tuned)
+
+test-kernels: $(READY)
+	$(BIN)/python -m pytest $(KERNEL_TESTS) tests/test_compile.py tests/test_fold.py tests/test_triton_backend.py $(ARGS)
+
 # The most important first, each with a limit: 8 minutes in all. What fails does not stop the rest, but the exit code says so.
-GPU_TESTS := $(wildcard $(patsubst %,tests/test_%.py,cuda numerics products pointwise conv kernel_merge importance downsample pool squeeze \
-	squeeze_cuda fused launch tuned))
 HAS = $(shell $(GPU_PYTHON) -c 'import $(1)' 2>/dev/null && echo yes)
 
 gpu-check:
 	@mkdir -p $(RESULTS); status=0; export FAIL_WITHOUT_CUDA=1; \
 	step() { limit=$$1; shift; echo "== $$*"; timeout -k 5 $$limit "$$@" || { echo "== failed ($$?): $$*"; status=1; }; }; \
 	pytest() { limit=$$1; shift; step $$limit $(GPU_PYTHON) -m pytest -q -o addopts= -o filterwarnings=default -p no:cacheprovider "$$@"; }; \
-	pytest 150 $(if $(call HAS,xdist),-n 8) $(GPU_TESTS); \
+	pytest 150 $(if $(call HAS,xdist),-n 12) tests/test_cuda.py $(KERNEL_TESTS); \
 	step 140 $(GPU_PYTHON) -m bench.kernels --budget 70 --results $(RESULTS); \
 	step 80 $(GPU_PYTHON) -m bench.network --device cuda --precision bf16 --budget 30 --results $(RESULTS); \
 	step 50 $(GPU_PYTHON) -m bench.kernels --dtype fp16 fp32 --providers triton cupy eager --results $(RESULTS); \
