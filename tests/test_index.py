@@ -621,8 +621,17 @@ def many(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+# A shell starts what it puts into the background with Ctrl-C ignored, and the program rightly leaves that so.
+PROGRAM = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from sqt_fast.cli import main
+main()
+"""
+
+
 def start(lab: Lab, *more: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", "from sqt_fast.cli import main; main()", "index", str(lab.folder)]
+    command = [sys.executable, "-c", PROGRAM, "index", str(lab.folder)]
     options = ["-o", lab.output, "--weights", lab.weights[0], "--labels", lab.weights[1], "--embeddings", "-q"]
     how = ["--backend", "eager", "--precision", "fp32", "--device", "cpu", "--batch-size", "1"]
     return subprocess.Popen([*command, *map(str, options), *how, *more], stderr=subprocess.PIPE, text=True)
