@@ -18,6 +18,7 @@ from sqt_fast.kernels.importance import importance
 from sqt_fast.kernels.merge import Closing, MergeWeights, can_close, merge
 from sqt_fast.kernels.pointwise import pointwise
 from sqt_fast.kernels.pool import pool
+from sqt_fast.kernels.sums import sums
 from sqt_fast.model import CTL, BasicBlock, Block, Bottleneck, SqueezeTime
 
 
@@ -53,7 +54,7 @@ class FusedNetwork:
         x = pool(conv(clips.permute(0, 2, 3, 1).contiguous(), *self.stem, stride=2))
         for block in self.blocks:
             x = block(x)
-        embeddings = x.flatten(1, 2).mean(1, dtype=torch.float32)
+        embeddings = _sums(x)[:, 0] / (x.shape[1] * x.shape[2])
         return nn.functional.linear(embeddings.to(self.dtype), self.fc_weight, self.fc_bias).float(), embeddings
 
 
@@ -68,11 +69,11 @@ class _FusedCTL:
     position: "_Position"
 
     def __call__(
-        self, y: Tensor, sums: Tensor, *, residual: Tensor | None = None, closing: Closing | None = None
+        self, y: Tensor, shares: Tensor, *, residual: Tensor | None = None, closing: Closing | None = None
     ) -> Tensor:
-        """y: (B, H, W, C); sums: (B, tiles, C) float32. Returns what ``merge`` does."""
+        """y: (B, H, W, C); shares: its sums over pixels, (B, tiles, C) float32. Returns what ``merge`` does."""
         _, height, width, _ = y.shape
-        p = importance(sums, *self.importance, pixels=height * width)
+        p = importance(shares, *self.importance, pixels=height * width)
         hidden = conv(y, *self.gated, importance=p, position=self.position(height, width))
         return merge(y, conv(hidden, *self.mixing), p, self.merging, residual=residual, closing=closing)
 
@@ -103,14 +104,14 @@ class _FusedBottleneck:
         if self.downsample is not None:
             x = downsample(x, *self.downsample)
         pixels = x.flatten(1, 2)
-        y, sums = pointwise(pixels, *self.conv1, sums=True)
-        assert sums is not None
+        y, shares = pointwise(pixels, *self.conv1, sums=True)
+        assert shares is not None
         y = _as_map(y, x)
         residual = x if self.shortcut is None else None
         if can_close(y.shape[3], y.dtype):
             second = None if self.shortcut is None else (x, self.shortcut)
-            return self.ctl(y, sums, residual=residual, closing=Closing(*self.conv3, second))
-        z = self.ctl(y, sums).flatten(1, 2)
+            return self.ctl(y, shares, residual=residual, closing=Closing(*self.conv3, second))
+        z = self.ctl(y, shares).flatten(1, 2)
         second = None if self.shortcut is None else (pixels, self.shortcut)
         out, _ = pointwise(z, *self.conv3, second=second, residual=None if residual is None else pixels)
         return _as_map(out, x)
@@ -140,8 +141,8 @@ def _as_map(pixels: Tensor, x: Tensor) -> Tensor:
 
 
 def _sums(x: Tensor) -> Tensor:
-    """Return the sum over pixels, (B, 1, C) float32: no kernel before this one could have made it on the way out."""
-    return x.flatten(1, 2).sum(1, keepdim=True, dtype=torch.float32)
+    """(B, H, W, C) to the sums over pixels, (B, 1, C) float32."""
+    return sums(x.flatten(1, 2))
 
 
 def _layers(model: SqueezeTime) -> tuple[nn.Sequential, ...]:
