@@ -269,8 +269,8 @@ def _heuristic(y: Tensor, channels: int, columns: int, depth2: int, *, chained: 
     """128 x 128 with 8 warps; all of z in one tile where the closing follows."""
     itemsize = y.element_size()
     block_n = min(power_of_two_over(columns), 128 if itemsize == 2 else 64)
-    # With a second operand and steps of 64, 8 bytes a thread are spilled on sm_100.
-    deepest = 32 if depth2 and 100 <= architecture() < 120 else 128 // itemsize
+    # With a closing and steps of 64, 8 bytes a thread are spilled on sm_100 (Triton 3.6; 3.7 in one case).
+    deepest = 32 if chained and 100 <= architecture() < 120 else 128 // itemsize
     block_k = power_of_two_divisor(channels | depth2, deepest)
     extra = block_n * 64 * itemsize if chained else 0
     return fitting(Config(128 if itemsize == 2 else 64, block_n, block_k, 8, 3), itemsize, extra_bytes=extra)
