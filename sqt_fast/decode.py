@@ -75,8 +75,8 @@ class HostDecoder:
         """Decode ``segment`` and yield its wanted frames in chunks, each frame once, numbers ascending.
 
         A frame that cannot be decoded is left out. At the first sign of damage the segment is decoded again with all
-        its packets. ``report`` is filled in on the way. Raises VideoError when the file
-        cannot be opened any more or its pictures cannot be converted.
+        its packets. ``report`` is filled in on the way. Raises VideoError when the file cannot be opened any more or
+        its pictures cannot be converted.
         """
         missing = dict.fromkeys(segment.numbers.tolist())
         report.frames_wanted += len(missing)

@@ -219,4 +219,4 @@ def _of_the_file(error: Exception) -> VideoError:
     if isinstance(error, SqtError):
         raise error
     log.debug("unforeseen", exc_info=error)
-    return VideoError("error", f"{type(error).__name__}: {error}")
+    return VideoError.unforeseen(error)

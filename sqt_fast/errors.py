@@ -53,6 +53,11 @@ class VideoError(SqtError):
         super().__init__(message)
         self.status = status
 
+    @classmethod
+    def unforeseen(cls, error: BaseException) -> "VideoError":
+        """Return ``error``, which nobody expected, as one of the file."""
+        return cls("error", f"{type(error).__name__}: {error}")
+
     def __reduce__(self) -> tuple[type["VideoError"], tuple[str, str]]:
         """It passes between processes."""
         return VideoError, (self.status, str(self))

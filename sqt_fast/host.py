@@ -198,7 +198,7 @@ class _Server:
             except MemoryError:
                 answer = VideoError("too_large", "not enough memory to decode it")
             except Exception as error:  # noqa: BLE001 - whatever one file does, it gets a row
-                answer = VideoError("error", f"{type(error).__name__}: {error}")
+                answer = VideoError.unforeseen(error)
             self.connection.send(answer)
 
     def tick(self) -> None:

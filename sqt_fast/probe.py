@@ -191,7 +191,7 @@ class _Scan:
         size = self.container.size
         if self.container.format.name == "mpegts" and size > 0 and all(size % n for n in TS_PACKET_SIZES):
             return "the file is cut off inside a transport packet"
-        entries = getattr(self.stream, "index_entries", ())  # PyAV 16 has it not, 18 has it
+        entries = self.stream.index_entries
         if not entries or not self.container.format.name.startswith("mov"):
             return None
         if entries[-1].pos + entries[-1].size <= size:

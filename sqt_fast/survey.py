@@ -108,4 +108,4 @@ def _look(video: VideoFile, recipe: Recipe, host: HostProcess) -> Finding:
     except SqtError:
         raise
     except Exception as error:  # noqa: BLE001 - whatever one file does, the others must be looked at
-        return Finding(video, error=VideoError("error", f"{type(error).__name__}: {error}"))
+        return Finding(video, error=VideoError.unforeseen(error))
