@@ -59,7 +59,7 @@ KERNEL_TESTS := $(patsubst %,tests/test_%.py,numerics products pointwise conv ke
 	squeeze_cuda fused launch tuned)
 
 test-kernels: $(READY)
-	$(BIN)/python -m pytest $(KERNEL_TESTS) tests/test_compile.py tests/test_fold.py tests/test_triton_backend.py $(ARGS)
+	$(BIN)/python -m pytest $(KERNEL_TESTS) tests/test_compile.py tests/test_fold.py tests/test_graphed.py tests/test_inference.py $(ARGS)
 
 # The most important first, each with a limit: 8 minutes in all. What fails does not stop the rest, but the exit code says so.
 HAS = $(shell $(GPU_PYTHON) -c 'import $(1)' 2>/dev/null && echo yes)

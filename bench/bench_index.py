@@ -23,7 +23,7 @@ from torch import Tensor
 from bench.bench_network import OfficialBackend
 from bench.measure import environment, interleaved, print_table, spread, write
 from sqt_fast.archive import VideoFile, find_videos
-from sqt_fast.backends import BACKENDS, Backend, load_backend
+from sqt_fast.backends import NETWORKS, Backend, load_backend
 from sqt_fast.batches import HostBatches, View
 from sqt_fast.choose import AUTO_PRECISIONS, CPU_BATCH
 from sqt_fast.clips import Clip, ClipMaker
@@ -180,7 +180,7 @@ def _run(backend: Backend, recipe: Recipe, style: RowStyle, video: VideoFile, nu
 
 def _backends(weights: Weights, protocol: Protocol) -> list[tuple[str, Backend]]:
     found: list[tuple[str, Backend]] = [(BASELINE, OfficialBackend(weights.model, "cpu"))]
-    for name in BACKENDS:
+    for name in NETWORKS:
         for precision in AUTO_PRECISIONS:
             try:
                 backend = load_backend(

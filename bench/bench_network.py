@@ -37,7 +37,7 @@ from bench.measure import (
     spread,
     write,
 )
-from sqt_fast.backends import BACKENDS, PRECISIONS, Backend, load_backend
+from sqt_fast.backends import NETWORKS, PRECISIONS, Backend, load_backend, load_network
 from sqt_fast.eager import eager_network
 from sqt_fast.errors import BackendError
 from sqt_fast.fused import FusedNetwork
@@ -123,7 +123,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, nargs="+", help="1 8 16; on a GPU 256 64 8 1")
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--precision", nargs="+", choices=PRECISIONS, help="fp32 bf16; on a GPU all")
-    parser.add_argument("--only", nargs="+", choices=BACKENDS, default=list(BACKENDS), help="and official")
+    parser.add_argument("--only", nargs="+", choices=NETWORKS, default=list(NETWORKS), help="and official")
     parser.add_argument("--max-autotune", action="store_true", help="torch.compile in this mode too; takes minutes")
     parser.add_argument("--budget", type=float, default=math.inf, help="seconds; then torch.compile is left out")
     parser.add_argument("--results", type=Path, default=Path("bench/results"))
@@ -193,11 +193,10 @@ def _official(model: SqueezeTime, args: argparse.Namespace, batch_size: int) -> 
 
 
 def _backend(model: SqueezeTime, args: argparse.Namespace, batch_size: int, name: str, precision: str) -> Call:
-    backend = _load(model, args, batch_size, name, precision)
-    clips = _clips(batch_size, args.device, backend.dtype)
+    clips = _clips(batch_size, args.device, PRECISIONS[precision])
     if not args.cuda:
-        return partial(backend.run, clips)
-    return _until_done(backend.net, clips)  # type: ignore[attr-defined]  # every one of ours has it
+        return partial(_load(model, args, batch_size, name, precision).run, clips)
+    return _until_done(load_network(name, model, device=args.device, precision=precision), clips)
 
 
 def _load(model: SqueezeTime, args: argparse.Namespace, batch_size: int, name: str, precision: str) -> Backend:

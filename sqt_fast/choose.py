@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from sqt_fast import compiled
-from sqt_fast.backends import BACKENDS, Backend, load_backend
+from sqt_fast.backends import NETWORKS, Backend, load_backend
 from sqt_fast.config import IndexConfig
 from sqt_fast.errors import BackendError, ConfigError
 from sqt_fast.files import cache_folder, replace_file
@@ -160,7 +160,7 @@ def _backend_on_gpu(model: SqueezeTime, device: str, precision: str, num_clips: 
     """Return the backend that was fastest on a GPU of this family, of those that suit this job, and why."""
     family = architecture(device)
     speeds, gpu = network_speeds(family, precision) or ({}, "")
-    speeds = {name: speeds[name] for name in sorted(speeds, key=speeds.__getitem__, reverse=True) if name in BACKENDS}
+    speeds = {name: speeds[name] for name in sorted(speeds, key=speeds.__getitem__, reverse=True) if name in NETWORKS}
     if not speeds:
         return "eager", (
             f"eager because nothing was measured in {precision} on GPUs of compute capability {family / 10} "

@@ -20,7 +20,7 @@ from sqt_fast.config import PROTOCOLS, IndexConfig
 from sqt_fast.errors import ConfigError, InterruptedRunError, SqtError
 from sqt_fast.openmp import spin_briefly
 
-BACKENDS = ("auto", "eager", "compile", "triton")  # test_cli holds these against backends.BACKENDS
+BACKENDS = ("auto", "eager", "compile", "triton")  # test_cli holds these against backends.NETWORKS
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")  # and these against backends.PRECISIONS
 WEIGHTS_HELP = "A published name (k400, k600, hmdb51), 'random', or the path of a checkpoint."
 

@@ -1,4 +1,4 @@
-"""The compile backend: the folded network through torch.compile with frozen, pre-packed weights.
+"""The compiled network: the eager one through torch.compile with frozen, pre-packed weights.
 
 Compiling takes half a minute the first time; Inductor keeps the result in its cache.
 """
@@ -9,15 +9,15 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from sqt_fast.eager import EagerBackend, eager_network
-from sqt_fast.errors import BackendError, first_line
+from sqt_fast.eager import eager_network
+from sqt_fast.errors import BackendError
 from sqt_fast.model import SqueezeTime
 
 CXX_COMPILERS = ("g++", "clang++", "c++")
 
 
 def why_not(device: str) -> str | None:
-    """Return why this backend cannot run here, None if nothing speaks against it."""
+    """Return why it cannot run here, None if nothing speaks against it."""
     if device == "cpu" and not any(shutil.which(name) for name in CXX_COMPILERS):
         return "torch.compile needs a C++ compiler on a CPU (g++ or clang++), and none is installed"
     return None
@@ -35,17 +35,3 @@ def compiled_network(
     # freezing: weights become constants, convolutions are pre-packed and fused with what follows them (CPU).
     net = eager_network(model, device=device, dtype=dtype)
     return torch.compile(net, dynamic=False, options={"freezing": device == "cpu"})
-
-
-class CompiledBackend(EagerBackend):
-    """Needs a C++ compiler on a CPU. Compiles on construction, for one batch shape. See ``backends.Backend``."""
-
-    def __init__(self, model: SqueezeTime, *, device: str, dtype: torch.dtype, batch_size: int, size: int) -> None:
-        self.device, self.dtype = device, dtype
-        self.net = compiled_network(model, device=device, dtype=dtype)
-        clips = torch.zeros(batch_size, model.config.input_channels, size, size, dtype=dtype)
-        try:
-            self.run(clips.to(memory_format=torch.channels_last))
-        except (torch._dynamo.exc.TorchDynamoException, torch._inductor.exc.InductorError) as error:
-            reason = f"torch.compile failed ({first_line(error)})"
-            raise BackendError(f"backend compile: {reason}; use --backend eager") from error

@@ -1,6 +1,4 @@
-"""The eager backend: the folded network, channels last, run by PyTorch as it is."""
-
-from collections.abc import Callable
+"""The eager network: folded, channels last, run by PyTorch as it is."""
 
 import torch
 from torch import Tensor, nn
@@ -25,17 +23,3 @@ def eager_network(model: SqueezeTime, *, device: str, dtype: torch.dtype) -> Log
     """Return the folded network on ``device``, channels last, in ``dtype``."""
     net = LogitsAndEmbeddings(model)
     return net.to(device, dtype, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
-
-
-class EagerBackend:
-    """Runs everywhere. See ``backends.Backend``."""
-
-    def __init__(self, model: SqueezeTime, *, device: str, dtype: torch.dtype, batch_size: int, size: int) -> None:
-        del batch_size, size  # any shape will do
-        self.device, self.dtype = device, dtype
-        self.net: Callable[[Tensor], tuple[Tensor, Tensor]] = eager_network(model, device=device, dtype=dtype)
-
-    @torch.no_grad()  # not inference_mode: its tensors are of a kind of their own, for which all is compiled again
-    def run(self, clips: Tensor) -> tuple[Tensor, Tensor]:
-        logits, embeddings = self.net(clips.to(self.device, self.dtype, memory_format=torch.channels_last))
-        return logits.cpu(), embeddings.cpu()

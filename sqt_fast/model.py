@@ -186,6 +186,18 @@ class Bottleneck(Block):
         return z
 
 
+def squeezed(clips: Tensor, input_channels: int) -> Tensor:
+    """clips: (B, 3, T, H, W) or (B, 3 * T, H, W). Returns (B, 3 * T, H, W). Raises ValueError for other shapes."""
+    if clips.ndim == 5:
+        clips = clips.flatten(1, 2)
+    if clips.ndim != 4 or clips.shape[1] != input_channels:
+        raise ValueError(
+            f"clips of shape {tuple(clips.shape)}: give (B, 3, {input_channels // 3}, H, W) "
+            f"or (B, {input_channels}, H, W)"
+        )
+    return clips
+
+
 class SqueezeTime(nn.Module):
     """Label clips: time squeezed into channels, then a 2D residual network.
 
@@ -234,13 +246,7 @@ class SqueezeTime(nn.Module):
 
     def features(self, clips: Tensor) -> Tensor:
         """clips: (B, 3, 16, H, W) or (B, 48, H, W) float. Returns the feature map (B, C, h, w)."""
-        if clips.ndim == 5:
-            clips = clips.flatten(1, 2)
-        if clips.ndim != 4 or clips.shape[1] != self.config.input_channels:
-            raise ValueError(
-                f"clips of shape {tuple(clips.shape)}: give (B, 3, {self.config.input_channels // 3}, H, W) "
-                f"or (B, {self.config.input_channels}, H, W)"
-            )
+        clips = squeezed(clips, self.config.input_channels)
         x = self.maxpool(self.relu(self.bn1(self.conv1(clips))))
         features: Tensor = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         return features

@@ -14,17 +14,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sqt_fast.backends import PRECISIONS
+from sqt_fast.backends import NETWORKS, PRECISIONS
 from sqt_fast.choose import find_device
 from sqt_fast.errors import BackendError, ConfigError, InterruptedRunError, first_line
 from sqt_fast.fused import FusedNetwork
-from sqt_fast.inference import NETWORKS, InferenceModel
+from sqt_fast.graphed import why_not
+from sqt_fast.inference import InferenceModel
 from sqt_fast.kernels import tuned
 from sqt_fast.kernels.launch import Problem, executing
 from sqt_fast.model import SqueezeTime
 from sqt_fast.stopwatch import LAUNCH_ERRORS, CudaStopwatch, Stopwatch
 from sqt_fast.trial import Trial
-from sqt_fast.triton_backend import why_not
 from sqt_fast.tuned_file import Place, TunedFile
 from sqt_fast.zoo import load_weights
 

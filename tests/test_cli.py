@@ -136,7 +136,7 @@ def test_every_option_explains_itself() -> None:
 
 
 def test_backends_are_those_there_are() -> None:
-    assert list(BACKENDS) == ["auto", *backends.BACKENDS]
+    assert list(BACKENDS) == ["auto", *backends.NETWORKS]
 
 
 def test_names_of_errors_are_usage_or_failure() -> None:

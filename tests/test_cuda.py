@@ -7,9 +7,9 @@ from sqt_fast.backends import load_backend
 from sqt_fast.batches import DeviceBatches, HostBatches
 from sqt_fast.clips import Clip
 from sqt_fast.config import FAST, OFFICIAL, Protocol
+from sqt_fast.graphed import graphed_network
 from sqt_fast.kernels.squeeze import squeeze_reference
 from sqt_fast.model import ModelConfig, SqueezeTime
-from sqt_fast.triton_backend import triton_network
 
 pytestmark = pytest.mark.needs_cuda
 
@@ -43,7 +43,7 @@ def test_squeeze_equals_the_cpu(dtype: torch.dtype) -> None:
 
 
 def test_graphs_are_one_a_shape_and_results_are_the_callers(model: SqueezeTime) -> None:
-    network = triton_network(model, device="cuda", dtype=torch.bfloat16)
+    network = graphed_network(model, device="cuda", dtype=torch.bfloat16)
     clips = torch.randn((5, 48, 64, 64), device="cuda", dtype=torch.bfloat16).to(memory_format=torch.channels_last)
     first = network(clips)
     kept = [tensor.clone() for tensor in first]
@@ -57,7 +57,7 @@ def test_graphs_are_one_a_shape_and_results_are_the_callers(model: SqueezeTime) 
 
 
 def test_a_captured_batch_never_waits_for_the_gpu(model: SqueezeTime) -> None:
-    network = triton_network(model, device="cuda", dtype=torch.bfloat16)
+    network = graphed_network(model, device="cuda", dtype=torch.bfloat16)
     clips = torch.randn((2, 48, 64, 64), device="cuda", dtype=torch.bfloat16).to(memory_format=torch.channels_last)
     network(clips)
     torch.cuda.set_sync_debug_mode("error")

@@ -16,7 +16,7 @@ from torch import Tensor
 from sqt_fast import gpu as module
 from sqt_fast import samples
 from sqt_fast.archive import find_videos
-from sqt_fast.backends import Backend
+from sqt_fast.backends import Backend, load_backend
 from sqt_fast.config import FAST
 from sqt_fast.decode import DecodeReport, HostDecoder
 from sqt_fast.gpu import GpuRoute, stream_facts
@@ -77,9 +77,7 @@ def route(notes: list[str]) -> Iterator[GpuRoute]:
 
 @pytest.fixture(scope="module")
 def backend(tiny_model: SqueezeTime) -> Backend:
-    from sqt_fast.eager import EagerBackend
-
-    return EagerBackend(tiny_model, device="cpu", dtype=torch.float32, batch_size=4, size=FAST.crop_size)
+    return load_backend("eager", tiny_model, device="cpu", precision="fp32", batch_size=4, size=FAST.crop_size)
 
 
 def label(folder: Path, backend: Backend, gpu: GpuRoute | None, **options: Any) -> dict[str, list[Any]]:

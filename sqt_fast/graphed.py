@@ -1,4 +1,4 @@
-"""The triton backend: the folded network on our own kernels, captured as a CUDA graph for every shape of batch.
+"""The network on our own kernels, captured as a CUDA graph for every shape of batch: the triton backend.
 
 A graph replays some hundred launches as one: without it, a small batch waits for Python most of the time.
 """
@@ -9,7 +9,7 @@ import torch
 import triton
 from torch import Tensor
 
-from sqt_fast.errors import BackendError, first_line
+from sqt_fast.errors import BackendError
 from sqt_fast.fused import FusedNetwork, why_not_network
 from sqt_fast.model import SqueezeTime
 
@@ -75,33 +75,8 @@ class _Captured:
         return self.logits.clone(), self.embeddings.clone()
 
 
-def triton_network(model: SqueezeTime, *, device: str, dtype: torch.dtype) -> GraphedNetwork:
+def graphed_network(model: SqueezeTime, *, device: str, dtype: torch.dtype) -> GraphedNetwork:
     """Return the folded network on the kernels. Raises BackendError where they cannot run, naming what can."""
     if reason := why_not(device) or why_not_network(model):
         raise BackendError(f"backend triton: {reason}; use --backend compile or eager")
     return GraphedNetwork(FusedNetwork(model, device=device, dtype=dtype))
-
-
-class TritonBackend:
-    """Needs an NVIDIA GPU of compute capability 8.0 or newer. See ``backends.Backend``."""
-
-    def __init__(self, model: SqueezeTime, *, device: str, dtype: torch.dtype, batch_size: int, size: int) -> None:
-        self.device, self.dtype = device, dtype
-        self.net = triton_network(model, device=device, dtype=dtype)
-        if device.startswith("cuda"):
-            self._start(torch.zeros((batch_size, model.config.input_channels, size, size), dtype=dtype, device=device))
-
-    def _start(self, clips: Tensor) -> None:
-        """Compile what the batches of this job will need, so that what fails fails now."""
-        try:
-            self.net(clips)
-            torch.cuda.synchronize(self.device)
-        except (triton.TritonError, RuntimeError) as error:
-            if isinstance(error, torch.OutOfMemoryError):
-                raise
-            raise BackendError(f"backend triton: {first_line(error)}; use --backend compile or eager") from error
-
-    @torch.no_grad()
-    def run(self, clips: Tensor) -> tuple[Tensor, Tensor]:
-        logits, embeddings = self.net(clips.to(self.device, non_blocking=True))
-        return logits.cpu(), embeddings.cpu()
