@@ -52,6 +52,8 @@ def kernel_device() -> str:
 
     if torch.cuda.is_available():
         return "cuda"
+    if os.environ.get("FAIL_WITHOUT_CUDA"):
+        pytest.fail("FAIL_WITHOUT_CUDA is set and torch sees no CUDA GPU")
     if not triton.knobs.runtime.interpret:
         pytest.skip("no GPU, and TRITON_INTERPRET is off")
     return "cpu"
