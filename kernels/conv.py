@@ -57,6 +57,7 @@ def _conv_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    COPY: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """One tile of one sample."""
@@ -79,7 +80,7 @@ def _conv_kernel(
         o_w = o_x[:, None] + (o_tap // C)[None, :]
         m_h = m_m & (o_y + i_y >= 0) & (o_y + i_y < H)
         m_x = m_h[:, None] & (o_w >= 0) & (o_w < W) & (o_tap < KW * C)[None, :]
-        p_x = x + (((o_y + i_y) * W + o_x) * C)[:, None] + o_tap[None, :]
+        p_x = tl.max_contiguous(x + (((o_y + i_y) * W + o_x) * C)[:, None] + o_tap[None, :], (1, COPY))
         b_x = tl.load(p_x, mask=m_x, other=0.0)  # (BLOCK_M, BLOCK_K)
         if IMPORTANCE:
             b_p = tl.load(p + i_sample * C + o_tap % C)
@@ -152,6 +153,7 @@ def conv(
             "BLOCK_M": config.block_m,
             "BLOCK_N": config.block_n,
             "BLOCK_K": config.block_k,
+            "COPY": config.copy_bytes // x.element_size(),
             "PRECISION": precision(x.dtype),
         }
         grid = (batch * tiles * triton.cdiv(columns, config.block_n),)
@@ -191,24 +193,25 @@ def _heuristic(x: Tensor, row_of_taps: int, columns: int, pixels: int) -> Config
     block_n = min(power_of_two_over(columns), 64)
     deepest = 32 if itemsize == 4 else 128 if row_of_taps % 64 else 64
     block_k = min(power_of_two_over(row_of_taps), deepest)
-    return fitting(Config(block_m, block_n, block_k, 8 if itemsize == 4 and block_n > 16 else 4, 3), itemsize)
+    warps = 8 if itemsize == 4 and block_n > 16 else 4
+    return fitting(Config(block_m, block_n, block_k, warps, 3, 8), itemsize)
 
 
 def _candidates(x: Tensor, row_of_taps: int, columns: int, pixels: int) -> list[Config]:
-    """64 to 256 rows, steps of 32 to 128, 4 or 8 warps: 36 at most.
+    """64 to 256 rows, steps of 64 or 128, 4 or 8 warps: 36 at most.
 
-    One stage is a way of its own: taps then come through the L1 cache, where asynchronous copies pass it by.
+    One stage is a way of its own: loads then wait in registers, and go through the L1 cache too.
     """
     itemsize = x.element_size()
     block_n = min(power_of_two_over(columns), 128)
     deepest = power_of_two_over(row_of_taps)
     configs = {
-        fitting(Config(m, block_n, min(k * 2 // itemsize, deepest), warps, stages), itemsize)
+        fitting(Config(m, block_n, min(k * 2 // itemsize, deepest), warps, stages, copy_bytes), itemsize)
         for m in (64, 128, 256)
         if m < 2 * pixels
-        for k in (32, 64, 128)
+        for k in (64, 128)
         for warps in (4, 8)
-        for stages in (1, 3)
+        for stages, copy_bytes in ((1, 16), (3, 8), (3, 16))
         if warps == 4 or m * block_n >= 4096
     }
     return sorted(configs)

@@ -22,13 +22,18 @@ SHARED_BYTES = {80: 166912, 86: 101376, 87: 166912, 89: 101376, 90: 232448, 100:
 
 
 class Config(NamedTuple):
-    """How a kernel is cut: rows, columns and depth of a tile, warps that share it, loads in flight."""
+    """How a kernel is cut: rows, columns and depth of a tile, warps that share it, loads in flight.
+
+    copy_bytes: of one asynchronous copy of a convolution's taps. 16 pass the L1 cache by, 8 go through it: there, most
+    taps have been seen before (products.py).
+    """
 
     block_m: int
     block_n: int
     block_k: int
     num_warps: int = 4
     num_stages: int = 3
+    copy_bytes: int = 16
 
 
 @dataclass(frozen=True)

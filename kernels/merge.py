@@ -94,6 +94,7 @@ def _merge_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_3: tl.constexpr,
+    COPY: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """One tile; rows are pixels of all samples, so that small maps fill tiles too."""
@@ -113,12 +114,12 @@ def _merge_kernel(
     i_row = i_row.to(tl.int64)
     # The long sum first, while no gate is held.
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    acc = taps(acc, y + i_row * C, ws, o_m, o_n, b_taps, m_n, W, C, N, BLOCK_K, PRECISION)
+    acc = taps(acc, y + i_row * C, ws, o_m, o_n, b_taps, m_n, W, C, N, BLOCK_K, COPY, PRECISION)
     gate = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     if y.dtype.element_ty == tl.float32:  # 64 of its columns do not fit into registers
-        gate = taps(gate, h + i_row * 16, wg, o_m, o_n, b_taps, m_n, W, 16, N, 16, PRECISION)
+        gate = taps(gate, h + i_row * 16, wg, o_m, o_n, b_taps, m_n, W, 16, N, 16, COPY, PRECISION)
     else:
-        gate = narrow_taps(gate, h + i_row * 16, wg, o_m, o_n, b_taps, m_n, W, N, PRECISION)
+        gate = narrow_taps(gate, h + i_row * 16, wg, o_m, o_n, b_taps, m_n, W, N, COPY, PRECISION)
     gate = tl.sigmoid(gate + tl.load(bg + o_n, mask=m_n, other=0.0)[None, :])
     acc = (acc + tl.load(bs + o_n, mask=m_n, other=0.0)[None, :]) * gate
     # The gated 1x1 into the same accumulator. Steps of 32: y and p both wait in registers for their product.
@@ -212,6 +213,7 @@ def merge(
             "BLOCK_N": config.block_n,
             "BLOCK_K": config.block_k,
             "BLOCK_3": min(64, power_of_two_over(columns3)) if columns3 else 16,
+            "COPY": config.copy_bytes // y.element_size(),
             "PRECISION": precision(y.dtype),
         }
         grid = (triton.cdiv(args["M"], config.block_m) * triton.cdiv(columns, config.block_n),)
@@ -273,21 +275,24 @@ def _heuristic(y: Tensor, channels: int, columns: int, depth2: int, *, chained: 
     deepest = 32 if chained and 100 <= architecture() < 120 else 128 // itemsize
     block_k = power_of_two_divisor(channels | depth2, deepest)
     extra = block_n * 64 * itemsize if chained else 0
-    return fitting(Config(128 if itemsize == 2 else 64, block_n, block_k, 8, 3), itemsize, extra_bytes=extra)
+    copy_bytes = 8 if block_n < 128 else 16  # addresses of small copies take registers that wider tiles have not
+    config = Config(128 if itemsize == 2 else 64, block_n, block_k, 8, 3, copy_bytes)
+    return fitting(config, itemsize, extra_bytes=extra)
 
 
 def _candidates(y: Tensor, channels: int, columns: int, depth2: int, *, chained: bool) -> list[Config]:
-    """64 to 256 rows, 64 to 256 columns, 4 or 8 warps, 2 to 4 loads in flight: 30 at most."""
+    """64 to 256 rows, 64 to 256 columns, 4 or 8 warps, 3 or 4 loads in flight, through L1 or not: 40 at most."""
     itemsize = y.element_size()
     widest = power_of_two_over(columns)
     block_k = power_of_two_divisor(channels | depth2, 128 // itemsize)
     tiles = [(64, 64), (128, 64), (256, 64), (64, 128), (128, 128), (256, 128), (128, 256), (64, 256)]
     cut = {(m, min(n, widest)) for m, n in tiles if not chained or n >= widest}
     configs = {
-        fitting(Config(m, n, block_k, warps, stages), itemsize)
+        fitting(Config(m, n, block_k, warps, stages, copy_bytes), itemsize)
         for m, n in cut
         for warps in (4, 8)
-        for stages in (2, 3, 4)
+        for stages in (3, 4)
+        for copy_bytes in (8, 16)
         if 16 <= m * n // (32 * warps) <= 128
     }
     return sorted(configs)

@@ -55,7 +55,7 @@ class Recorder:
         return self
 
     def __call__(self, *, config: Config, num_warps: int, num_stages: int) -> None:
-        assert (num_warps, num_stages) == config[3:]
+        assert (num_warps, num_stages) == (config.num_warps, config.num_stages)
         self.configs.append(config)
 
 

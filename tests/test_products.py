@@ -29,6 +29,7 @@ def _kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    COPY: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     o_m, o_n = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
@@ -41,9 +42,9 @@ def _kernel(
     else:
         b_taps = tl.load(bits + o_m, mask=m_m, other=0)
         if KIND == "taps":
-            acc = taps(acc, x, w, o_m, o_n, b_taps, m_n, W, K, N, BLOCK_K, PRECISION)
+            acc = taps(acc, x, w, o_m, o_n, b_taps, m_n, W, K, N, BLOCK_K, COPY, PRECISION)
         else:
-            acc = narrow_taps(acc, x, w, o_m, o_n, b_taps, m_n, W, N, PRECISION)
+            acc = narrow_taps(acc, x, w, o_m, o_n, b_taps, m_n, W, N, COPY, PRECISION)
     tl.store(out + p_out, acc, mask=m_out)
 
 
@@ -75,7 +76,7 @@ def test_products(kind: str, height: int, width: int, columns: int, dtype: torch
     w = draw.normal(*((depth, columns) if kind == "multiply" else (3, 3 * depth, columns)))
     start = draw.normal(pixels, columns, dtype=torch.float32)
     out = torch.empty_like(start)
-    how = {"KIND": kind, "BLOCK_M": ROWS, "BLOCK_N": COLUMNS, "BLOCK_K": 16, "PRECISION": precision(dtype)}
+    how = {"KIND": kind, "BLOCK_M": ROWS, "BLOCK_N": COLUMNS, "BLOCK_K": 16, "COPY": 4, "PRECISION": precision(dtype)}
     bits = tap_bits(height, width, device=kernel_device)
     _kernel[(1,)](x, w, bits, start, out, pixels, columns, width, depth, **how)
 

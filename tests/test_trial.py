@@ -64,7 +64,7 @@ def test_the_fastest_are_kept_found_again_and_launched_last(costs: list[float], 
 def test_what_was_gained_is_said_and_kept(said: list[str]) -> None:
     problem = a_problem(A, B, C)
     a_tuner(stopwatch({A: 3e-6, B: 2e-6, C: 1e-6}), said)(problem)
-    assert said == ["op bf16 c=1, 2^10 rows: 3.0 -> 1.0 us, (64, 64, 64, 4, 3) (3 timed)"]
+    assert said == ["op bf16 c=1, 2^10 rows: 3.0 -> 1.0 us, (64, 64, 64, 4, 3, 16) (3 timed)"]
     record = on_disk()["sm_90"]
     assert record["tiles"] == {"op bf16 c=1": {"10": list(C)}}
     assert record["microseconds"] == {"op bf16 c=1": {"10": [3.0, 1.0]}}
