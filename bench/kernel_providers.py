@@ -8,17 +8,16 @@ operation returns, or a tuple that begins with it.
 import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import redirect_stdout
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from triton import AsyncCompileMode
 
+from sqt_fast import stopwatch
+from sqt_fast.kernels.clip import MEAN, STD
 from sqt_fast.kernels.launch import Launch, Problem, best_config
-from sqt_fast.kernels.squeeze import MEAN, STD
 
 Calls = list[Callable[[], Any]]
 
@@ -156,13 +155,8 @@ def mapped(value: Any, function: Callable[[Any], Any]) -> Any:
 
 def compile_ahead(problems: Iterable[Problem]) -> None:
     """Compile our kernels on all cores; problems on ``meta`` will do. What fails is raised when it is launched."""
-    threads = ThreadPoolExecutor(len(os.sched_getaffinity(0)))
-    # Where ptxas fails, Triton prints the whole source.
-    with redirect_stdout(None), threads, AsyncCompileMode(threads, ignore_errors=True):
-        for problem in problems:
-            launch = problem.launch(best_config(problem))
-            sizes = {"num_warps": launch.num_warps, "num_stages": launch.num_stages}
-            launch.kernel.warmup(**launch.args, grid=launch.grid, **sizes)
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
+        stopwatch.compile_ahead((problem.launch(best_config(problem)) for problem in problems), threads)
 
 
 def compiled_kernel(problem: Problem) -> dict[str, Any]:

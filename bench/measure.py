@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from sqt_fast.errors import first_line
-from sqt_fast.versions import installed
+from sqt_fast.versions import commit, installed
 
 PACKAGES = ("torch", "triton", "av", "nvidia-dali-cuda130", "cupy-cuda13x", "cupy-cuda12x", "numpy")
 
@@ -31,7 +31,7 @@ def environment(device: str) -> dict[str, Any]:
         "openmp": {n: os.environ[n] for n in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT") if n in os.environ},
         "python": platform.python_version(),
         "versions": installed(PACKAGES),
-        "commit": _commit(),
+        "commit": commit() or "unknown",
         "date": time.strftime("%Y-%m-%d"),
     }
 
@@ -224,12 +224,3 @@ def print_table(rows: Sequence[Sequence[str]]) -> None:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-
-
-def _commit() -> str:
-    folder = Path(__file__).parent
-    try:
-        command = ["git", "describe", "--always", "--dirty"]
-        return subprocess.run(command, capture_output=True, text=True, check=True, cwd=folder).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"

@@ -13,18 +13,15 @@ frames nor their float copies are ever written.
 Channel order, mean and std: the release's configs (FormatShape NCTHW viewed as N, C*T, H, W; ActionDataPreprocessor).
 """
 
-from collections.abc import Sequence
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from sqt_fast.kernels.clip import MEAN, STD
 from sqt_fast.kernels.launch import Config, Launch, Problem, check, dtype_name, power_of_two_over, run
 from sqt_fast.kernels.numerics import narrow, precision
 
-MEAN = (123.675, 116.28, 103.53)
-STD = (58.395, 57.12, 57.375)
 MOST_FRAMES = 16
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 # A colour times SCALE plus SHIFT is normalised.
@@ -199,22 +196,6 @@ def checked_out(
         raise ValueError(f"out of shape {tuple(out.shape)}: give {(clips, 3 * num_frames, size, size)}")
     check("out, channels last,", out.permute(0, 2, 3, 1), (clips, size, size, 3 * num_frames), dtype, frames)
     return out
-
-
-def squeeze_reference(frames: Sequence[Tensor] | Tensor, *, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Make one clip of whole frames.
-
-    frames: T images (H, W, 3) uint8 RGB of one size, in time order; a repeated frame is the same image again.
-
-    Returns (3 * T, H, W) of ``dtype``, channels last in memory, values rounded once.
-    """
-    # Interleaving bytes before they become floats moves a quarter of the data.
-    pixels = torch.stack(tuple(frames), dim=3)  # (H, W, C, T) uint8
-    num_frames = pixels.shape[3]
-    mean = torch.tensor(MEAN, device=pixels.device).repeat_interleave(num_frames)
-    std = torch.tensor(STD, device=pixels.device).repeat_interleave(num_frames)
-    clip = pixels.flatten(2).float().sub_(mean).div_(std)  # (H, W, 3 * T): rows of 48 are 5 times faster than of 16
-    return clip.to(dtype).permute(2, 0, 1)
 
 
 def squeeze_clips_reference(

@@ -97,9 +97,7 @@ def main() -> None:
 @click.option("--embeddings", is_flag=True, help="Add the pooled features (float16) of every row.")
 @click.option("--backend", type=click.Choice(BACKENDS), default="auto", help="What runs the network.")
 @click.option("--device", default="auto", metavar="auto|cpu|cuda[:N]", help="Where it runs.")
-@click.option(
-    "--precision", type=click.Choice(["auto", "fp32", "bf16", "fp16"]), default="auto", help="Of the network."
-)
+@click.option("--precision", type=click.Choice(PRECISIONS), default="auto", help="Of the network.")
 @click.option("--batch-size", metavar="auto|N", default="auto", callback=_auto_or_count, help="Clips at once.")
 @click.option(
     "--decoder",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqt_fast.archive import VideoFile
 from sqt_fast.backends import Backend
-from sqt_fast.batches import Batches, DeviceBatches, HostBatches
+from sqt_fast.batches import Batches, HostBatches
 from sqt_fast.choose import Choice, choose, find_device, open_backend
 from sqt_fast.config import IndexConfig
 from sqt_fast.errors import BackendError, SqtError
@@ -89,6 +89,8 @@ class Device:
         """Return what squeezes on the GPU where the kernel runs, else on the host."""
         protocol = self.recipe.protocol
         if device.startswith("cuda"):
+            from sqt_fast.device_batches import DeviceBatches  # here: Triton takes a third of a second to import
+
             try:
                 return DeviceBatches(protocol, backend.dtype, device)
             except BackendError as error:

@@ -38,12 +38,13 @@ class GraphedNetwork:
 
     @torch.no_grad()
     def __call__(self, clips: Tensor) -> tuple[Tensor, Tensor]:
-        """clips: (B, 48, H, W) on the network's device. Returns logits (B, K), embeddings (B, C), float32, there.
+        """clips: (B, 48, H, W) of the network's dtype, on its device.
 
-        Nothing waits for the GPU, but for the first batch of a shape.
+        Returns logits (B, K) and embeddings (B, C), float32, there. Nothing waits for the GPU, but for the first batch
+        of a shape.
         """
         if clips.device.type != "cuda":
-            return self.net(clips.to(self.net.dtype, memory_format=torch.channels_last))
+            return self.net(clips)
         if (captured := self._graphs.pop(clips.shape, None)) is None:
             if len(self._graphs) == MAX_GRAPHS:
                 self._graphs.popitem(last=False)

@@ -4,8 +4,8 @@ import math
 import os
 import statistics
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import redirect_stdout
 from typing import Any, Protocol
 
@@ -66,10 +66,7 @@ class CudaStopwatch:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def prepare(self, launches: Sequence[Launch]) -> None:
-        # Most of the compiler runs without Python's lock. Where ptxas fails, Triton prints the whole source.
-        with redirect_stdout(None), triton.AsyncCompileMode(self._threads, ignore_errors=True):
-            for launch in launches:
-                _compiled(launch)
+        compile_ahead(launches, self._threads)
         begun = time.perf_counter()
         while time.perf_counter() - begun < WARM_UP_S:
             self._flush(20)
@@ -116,6 +113,14 @@ class CudaStopwatch:
 
 def _event() -> torch.cuda.Event:
     return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+
+
+def compile_ahead(launches: Iterable[Launch], threads: Executor) -> None:
+    """Compile ``launches``, which may be of tensors on ``meta``. What fails is raised when it is launched."""
+    # Most of the compiler runs without Python's lock. Where ptxas fails, Triton prints the whole source.
+    with redirect_stdout(None), triton.AsyncCompileMode(threads, ignore_errors=True):
+        for launch in launches:
+            _compiled(launch)
 
 
 def _compiled(launch: Launch) -> Any:

@@ -3,7 +3,6 @@
 import json
 import math
 import re
-import subprocess
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from sqt_fast.errors import ConfigError, OutputError
 from sqt_fast.files import replace_file
 from sqt_fast.kernels import tuned
 from sqt_fast.kernels.launch import Config, Problem
+from sqt_fast.versions import commit
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class TunedFile:
         self.path = path
         self._families = _read(path)
         found = self._families.get(tuned.family(architecture), {})
-        about = {"gpu": gpu, "versions": _versions(), "date": time.strftime("%Y-%m-%d"), "commit": _commit()}
+        about = {"gpu": gpu, "versions": _versions(), "date": time.strftime("%Y-%m-%d"), "commit": commit()}
         self._record: dict[str, Any] = {**about, "tiles": {}, "microseconds": {}, "network": {}}
         self._record |= {**found, **about} if found.get("gpu") == gpu else {}
         self._families[tuned.family(architecture)] = self._record
@@ -105,15 +105,3 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _versions() -> dict[str, str]:
     return {"sqt-fast": __version__, "torch": torch.__version__, "triton": triton.__version__}
-
-
-def _commit() -> str:
-    """Return the commit of a checkout, "" for an installed package."""
-    folder = Path(__file__).resolve().parents[1]
-    if not (folder / ".git").exists():
-        return ""
-    try:
-        command = ["git", "describe", "--always", "--dirty"]
-        return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout.strip()  # noqa: S603
-    except (OSError, subprocess.CalledProcessError):
-        return ""

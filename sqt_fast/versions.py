@@ -1,7 +1,9 @@
-"""Which versions of other packages are installed: part of every table's and every bench's circumstances."""
+"""Which versions of other packages, and of this one, are at work: part of the circumstances of tables and benches."""
 
+import subprocess
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 
 def installed(names: Iterable[str]) -> dict[str, str]:
@@ -13,3 +15,15 @@ def installed(names: Iterable[str]) -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def commit() -> str:
+    """Return the commit of the checkout that this is, "" for an installed package."""
+    folder = Path(__file__).resolve().parents[1]
+    if not (folder / ".git").exists():
+        return ""
+    try:
+        command = ["git", "describe", "--always", "--dirty"]
+        return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout.strip()  # noqa: S603
+    except (OSError, subprocess.CalledProcessError):
+        return ""

@@ -9,7 +9,6 @@ is not set: test_compile.py does, in a process of its own.
 import argparse
 import json
 import re
-import subprocess
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -22,6 +21,7 @@ import torch
 from torch import Tensor
 
 from sqt_fast.kernels.launch import Config, Launch, Problem, best_config, executing
+from tests.nvrtc import usage
 
 ARCHITECTURES = (80, 90, 100, 120)
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -112,17 +112,9 @@ def compile_source(source: Source, architecture: int) -> tuple[int, int, int, di
 
 def _usage(cubin: bytes) -> tuple[int, int]:
     """Return registers and stack bytes of machine code."""
-    import triton.backends.nvidia
-
-    cuobjdump = Path(triton.backends.nvidia.__file__).parent / "bin" / "cuobjdump"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        command = [str(cuobjdump), "--dump-resource-usage", file.name]
-        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    usage = re.search(r"REG:(\d+) STACK:(\d+)", said)
-    assert usage is not None
-    return int(usage[1]), int(usage[2])
+    with tempfile.TemporaryDirectory() as folder:
+        used = usage(cubin, Path(folder))
+    return used["REG"], used["STACK"]
 
 
 def problems_of(run: Callable[[], object], architecture: int) -> list[Problem]:

@@ -60,6 +60,16 @@ def kernel_device() -> str:
 
 
 @pytest.fixture
+def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache folder of the user's, in which nothing is tuned."""
+    from sqt_fast.kernels import tuned
+
+    monkeypatch.setenv("SQT_FAST_CACHE", str(tmp_path / "cache"))
+    tuned.forget()
+    return tmp_path / "cache"
+
+
+@pytest.fixture
 def shared() -> Path:
     """The shared folder beside the repository."""
     folder = Path(__file__).resolve().parents[1].parent / "shared"

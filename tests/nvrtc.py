@@ -57,15 +57,20 @@ def compile_cuda(source: str, options: tuple[str, ...], architecture: int) -> by
     return cubin
 
 
-def inspect(cubin: bytes, folder: Path) -> MachineCode:
-    """Disassemble a cubin of one kernel."""
+def usage(cubin: bytes, folder: Path) -> dict[str, int]:
+    """Return what a cubin of one kernel takes: REG, STACK, SHARED, LOCAL. ``folder``: where it may write."""
     path = folder / "kernel.cubin"
     path.write_bytes(cubin)
-    usage = re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", _run("--dump-resource-usage", path))
-    assert usage is not None
-    registers, stack, shared, local = map(int, usage.groups())
-    code = re.findall(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", _run("-sass", path), re.MULTILINE)
-    return MachineCode(registers, stack, local, shared, Counter(code))
+    found = dict(re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", _run("--dump-resource-usage", path)))
+    return {name: int(value) for name, value in found.items()}
+
+
+def inspect(cubin: bytes, folder: Path) -> MachineCode:
+    """Disassemble a cubin of one kernel."""
+    used = usage(cubin, folder)
+    listing = _run("-sass", folder / "kernel.cubin")
+    code = re.findall(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", listing, re.MULTILINE)
+    return MachineCode(used["REG"], used["STACK"], used["LOCAL"], used["SHARED"], Counter(code))
 
 
 def _run(option: str, path: Path) -> str:

@@ -4,10 +4,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from sqt_fast.batches import Batches, DeviceBatches, HostBatches, View
+from sqt_fast.batches import Batches, HostBatches, View
 from sqt_fast.clips import Clip
 from sqt_fast.config import Protocol
-from sqt_fast.kernels.squeeze import squeeze_reference
+from sqt_fast.device_batches import DeviceBatches
+from sqt_fast.kernels.clip import squeeze_reference
 
 ONE_CROP = Protocol("fast", short_side=20, crop_size=16, num_clips=None, num_crops=1)
 THREE_CROPS = Protocol("official", short_side=16, crop_size=16, num_clips=10, num_crops=3)

@@ -16,7 +16,7 @@ from click.testing import CliRunner, Result
 
 from sqt_fast import __version__, backends
 from sqt_fast import cli as module
-from sqt_fast.cli import BACKENDS, main
+from sqt_fast.cli import BACKENDS, PRECISIONS, main
 from sqt_fast.config import IndexConfig
 from sqt_fast.errors import SqtError
 from sqt_fast.summary import Summary
@@ -135,8 +135,9 @@ def test_every_option_explains_itself() -> None:
         assert all(o.help for o in command.params if isinstance(o, click.Option))
 
 
-def test_backends_are_those_there_are() -> None:
+def test_backends_and_precisions_are_those_there_are() -> None:
     assert list(BACKENDS) == ["auto", *backends.NETWORKS]
+    assert list(PRECISIONS) == ["auto", *backends.PRECISIONS]
 
 
 def test_names_of_errors_are_usage_or_failure() -> None:

@@ -19,7 +19,7 @@ from sqt_fast.batches import HostBatches, View
 from sqt_fast.clips import Clip, ClipMaker, SegmentIntake
 from sqt_fast.config import OFFICIAL, Protocol
 from sqt_fast.decode import DecodeReport, HostDecoder
-from sqt_fast.kernels.squeeze import MEAN, STD
+from sqt_fast.kernels.clip import MEAN, STD
 from sqt_fast.probe import Probe, probe
 from sqt_fast.reader import PacketReader
 from sqt_fast.resize import resize

@@ -4,11 +4,12 @@ import pytest
 import torch
 
 from sqt_fast.backends import load_backend
-from sqt_fast.batches import DeviceBatches, HostBatches
+from sqt_fast.batches import HostBatches
 from sqt_fast.clips import Clip
 from sqt_fast.config import FAST, OFFICIAL, Protocol
+from sqt_fast.device_batches import DeviceBatches
 from sqt_fast.graphed import graphed_network
-from sqt_fast.kernels.squeeze import squeeze_reference
+from sqt_fast.kernels.clip import squeeze_reference
 from sqt_fast.model import ModelConfig, SqueezeTime
 
 pytestmark = pytest.mark.needs_cuda

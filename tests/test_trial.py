@@ -1,7 +1,6 @@
 """Tiles against each other: the fastest that are right are kept, whatever else goes wrong."""
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -31,13 +30,7 @@ from tests.fake_gpu import (
     stopwatch,
 )
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache folder."""
-    monkeypatch.setenv("SQT_FAST_CACHE", str(tmp_path / "cache"))
-    tuned.forget()
-    return tmp_path / "cache"
+pytestmark = pytest.mark.usefixtures("empty_cache")
 
 
 @pytest.fixture

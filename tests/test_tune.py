@@ -21,13 +21,7 @@ from sqt_fast.model import SqueezeTime
 from sqt_fast.tune import BEFORE, Gpu, TuneConfig, Tuned, Tuner, tune, tune_on
 from tests.fake_gpu import GPU, FakeStopwatch
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache folder."""
-    monkeypatch.setenv("SQT_FAST_CACHE", str(tmp_path / "cache"))
-    tuned.forget()
-    return tmp_path / "cache"
+pytestmark = pytest.mark.usefixtures("empty_cache")
 
 
 @pytest.fixture
@@ -144,13 +138,13 @@ def sqt(*arguments: str) -> Result:
     return CliRunner().invoke(main, ["tune", *arguments])
 
 
-def test_without_a_gpu_it_is_one_line(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+def test_without_a_gpu_it_is_one_line(monkeypatch: pytest.MonkeyPatch, empty_cache: Path) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     result = sqt()
     assert result.exit_code == 1
     assert result.stdout == ""
     assert result.stderr == ("sqt-fast: --device cuda: torch sees no CUDA GPU; run this where the GPU to tune for is\n")
-    assert not cache.exists()
+    assert not empty_cache.exists()
 
 
 def test_an_old_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
