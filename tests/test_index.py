@@ -35,6 +35,7 @@ from sqt_fast.supervisor import Supervisor
 from sqt_fast.table import read_table
 from sqt_fast.worker import Worker
 from tests.poison import Poison, Slow, descendants, is_alive, wait_until
+from tests.watching import Remembering
 
 SUFFIXES = pytest.mark.parametrize("suffix", [".parquet", ".csv", ".jsonl"])
 Rows = list[dict[str, Any]]
@@ -56,33 +57,12 @@ def in_process(config: IndexConfig, watcher: Watcher) -> Labeller:
     return device
 
 
-class Silent:
-    """A watcher that remembers."""
-
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-        self.results: list[VideoResult] = []
-        self.num_clips = 0
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
-
-    def begin(self, total: int, done: int) -> None:
-        pass
-
-    def clips(self, count: int) -> None:
-        self.num_clips += count
-
-    def video(self, result: VideoResult) -> None:
-        self.results.append(result)
-
-
 class Lab:
     """Runs ``index`` on one folder with the tiny network."""
 
     def __init__(self, folder: Path, output: Path, weights: tuple[str, str]) -> None:
         self.folder, self.output, self.weights = folder, output, weights
-        self.watcher = Silent()
+        self.watcher = Remembering()
 
     @property
     def parts(self) -> Path:
@@ -99,7 +79,7 @@ class Lab:
             "device": "cpu",
             "batch_size": 4,
         }
-        self.watcher = Silent()
+        self.watcher = Remembering()
         return index(IndexConfig(**{**defaults, **options}), self.watcher, launch=launch)
 
     def rows(self) -> Rows:

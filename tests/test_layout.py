@@ -51,6 +51,7 @@ HELPERS = (
     "nvrtc.py",
     "poison.py",
     "videos.py",
+    "watching.py",
 )
 
 

@@ -14,31 +14,12 @@ from sqt_fast.child import Child
 from sqt_fast.config import IndexConfig
 from sqt_fast.errors import BackendError, CheckpointError
 from sqt_fast.memory import Resources
-from sqt_fast.results import Earlier, Tally, VideoResult
+from sqt_fast.results import Earlier, Tally
 from sqt_fast.supervisor import AHEAD, ATTEMPTS, HANG_FACTOR, Supervisor
 from tests.poison import CHOICE, LOADED, Script, descendants, wait_until
+from tests.watching import Remembering
 
 DECODERS = 2
-
-
-class Watcher:
-    """Remembers what it is told."""
-
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-        self.num_clips = 0
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
-
-    def begin(self, total: int, done: int) -> None:
-        pass
-
-    def clips(self, count: int) -> None:
-        self.num_clips += count
-
-    def video(self, result: VideoResult) -> None:
-        pass
 
 
 @pytest.fixture(autouse=True)
@@ -66,7 +47,7 @@ class Lab:
 
     def __init__(self, folder: Path, hang_s: float = 60.0, **script: Any) -> None:
         self.script = Script(folder / "log", **script)
-        self.watcher = Watcher()
+        self.watcher = Remembering()
         config = IndexConfig(inputs=("x",), output=folder / "t.csv")
         resources = Resources(DECODERS, 1 << 30, hang_s=hang_s)
         self.supervisor = Supervisor(config, resources, self.watcher, tools=self.script)  # type: ignore[arg-type]
