@@ -55,7 +55,7 @@ bench: $(READY)
 	$(BIN)/python -m bench.bench_decode --results $(RESULTS)
 	$(BIN)/python -m bench.bench_index --results $(RESULTS)
 
-KERNEL_TESTS := $(patsubst %,tests/test_%.py,numerics products pointwise conv kernel_merge importance downsample pool sums squeeze \
+KERNEL_TESTS := $(patsubst %,tests/test_%.py,numerics products pointwise conv ctl_merge importance downsample pool sums squeeze \
 	squeeze_cuda fused launch tuned)
 
 test-kernels: $(READY)

@@ -22,25 +22,25 @@ from torch import Tensor
 
 from bench.bench_network import OfficialBackend
 from bench.measure import environment, interleaved, print_table, spread, write
-from sqt_fast.archive import VideoFile, find_videos
-from sqt_fast.backends import NETWORKS, Backend, load_backend
-from sqt_fast.batches import HostBatches, View
-from sqt_fast.choose import AUTO_PRECISIONS, CPU_BATCH
-from sqt_fast.clips import Clip, ClipMaker
-from sqt_fast.config import FAST, OFFICIAL, Protocol
-from sqt_fast.decode import DecodeReport, HostDecoder
+from sqt_fast.clips.batches import CpuBatches, View
+from sqt_fast.clips.gather import Clip, ClipMaker
+from sqt_fast.clips.recipe import Recipe
+from sqt_fast.clips.resize import resize
+from sqt_fast.config import FAST, OFFICIAL, ClipProtocol
+from sqt_fast.engine.labelling import Labelling
+from sqt_fast.engine.memory import plan_resources
 from sqt_fast.errors import BackendError
-from sqt_fast.memory import plan_resources
-from sqt_fast.probe import Probe, probe
-from sqt_fast.reader import PacketReader
-from sqt_fast.recipe import Recipe
-from sqt_fast.resize import resize
-from sqt_fast.rows import RowStyle
-from sqt_fast.sampling import ClipPlan
-from sqt_fast.scenes import draw, random_scene
-from sqt_fast.segments import plan_segments
-from sqt_fast.worker import Worker
-from sqt_fast.zoo import Weights, load_weights
+from sqt_fast.network.backends import NETWORKS, Backend, load_backend
+from sqt_fast.network.choose import AUTO_PRECISIONS, CPU_BATCH
+from sqt_fast.network.weights import Weights, load_weights
+from sqt_fast.samples.scenes import draw, random_scene
+from sqt_fast.table.rows import RowStyle
+from sqt_fast.video.archive import VideoFile, find_videos
+from sqt_fast.video.cpu_decoder import CpuDecoder, DecodeReport
+from sqt_fast.video.probe import Probe, probe
+from sqt_fast.video.reader import PacketReader
+from sqt_fast.video.sampling import ClipPlan
+from sqt_fast.video.segments import plan_segments
 
 HEADS = ("protocol", "what", "s/video", "p20", "p80", "clips/s", "x realtime", "official/this", "% of limit")
 BASELINE, DECODE_ONLY = "official", "decode only"
@@ -83,7 +83,7 @@ def kinetics_like(path: Path, *, seconds: int = 10) -> Path:
 
 
 def _measure(
-    video: VideoFile, protocol: Protocol, weights: Weights, num_videos: int, repeats: int
+    video: VideoFile, protocol: ClipProtocol, weights: Weights, num_videos: int, repeats: int
 ) -> list[dict[str, Any]]:
     """Return the records of one protocol: stages, then end to end on every backend."""
     facts = probe(video)
@@ -148,20 +148,20 @@ class _NoNetwork:
 def _frames(facts: Probe, plan: ClipPlan) -> Iterator[tuple[list[int], Tensor]]:
     with PacketReader(facts.source) as reader:
         for segment in plan_segments(facts, plan.wanted):
-            for frames in HostDecoder().frames(reader, segment, DecodeReport()):
+            for frames in CpuDecoder().frames(reader, segment, DecodeReport()):
                 yield frames.numbers, torch.from_numpy(frames.images)
 
 
-def _clips(plan: ClipPlan, protocol: Protocol, images: list[tuple[list[int], Tensor]]) -> list[Clip]:
+def _clips(plan: ClipPlan, protocol: ClipProtocol, images: list[tuple[list[int], Tensor]]) -> list[Clip]:
     intake = ClipMaker(plan, protocol).segment(plan.wanted)
     return [clip for numbers, some in images for clip in intake.add(numbers, some)]
 
 
-def _views(clips: list[Clip], protocol: Protocol) -> list[View]:
-    return [view for clip in clips for view in HostBatches(protocol, torch.bfloat16).views(clip)]
+def _views(clips: list[Clip], protocol: ClipProtocol) -> list[View]:
+    return [view for clip in clips for view in CpuBatches(protocol, torch.bfloat16).views(clip)]
 
 
-def _once(backend: Backend, protocol: Protocol) -> Callable[[], object]:
+def _once(backend: Backend, protocol: ClipProtocol) -> Callable[[], object]:
     batch = torch.zeros((CPU_BATCH, 48, protocol.crop_size, protocol.crop_size), dtype=backend.dtype)
     return lambda: backend.run(batch)
 
@@ -170,7 +170,7 @@ def _run(backend: Backend, recipe: Recipe, style: RowStyle, video: VideoFile, nu
     """Return what labels ``num_videos`` copies; its decoders start anew each time, so there should be some."""
 
     def label() -> None:
-        worker = Worker(backend, recipe, style, plan_resources(None), batch_size=CPU_BATCH)
+        worker = Labelling(backend, recipe, style, plan_resources(None), batch_size=CPU_BATCH)
         results = list(worker.label([video] * num_videos))
         assert len(results) == num_videos
         assert all(result.failure is None for result in results)
@@ -178,7 +178,7 @@ def _run(backend: Backend, recipe: Recipe, style: RowStyle, video: VideoFile, nu
     return label
 
 
-def _backends(weights: Weights, protocol: Protocol) -> list[tuple[str, Backend]]:
+def _backends(weights: Weights, protocol: ClipProtocol) -> list[tuple[str, Backend]]:
     found: list[tuple[str, Backend]] = [(BASELINE, OfficialBackend(weights.model, "cpu"))]
     for name in NETWORKS:
         for precision in AUTO_PRECISIONS:

@@ -37,11 +37,11 @@ from bench.measure import (
     spread,
     write,
 )
-from sqt_fast.backends import NETWORKS, PRECISIONS, Backend, load_backend, load_network
-from sqt_fast.eager import eager_network
 from sqt_fast.errors import BackendError
-from sqt_fast.fused import FusedNetwork
-from sqt_fast.model import SqueezeTime
+from sqt_fast.network.backends import NETWORKS, PRECISIONS, Backend, load_backend, load_network
+from sqt_fast.network.eager import eager_network
+from sqt_fast.network.fused import FusedNetwork
+from sqt_fast.network.model import SqueezeTime
 
 GFLOP_A_CLIP = 10.96
 MB_A_CLIP = 49  # in 16 bits: what a network fused as far as can be moves, without weights

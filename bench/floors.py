@@ -8,11 +8,11 @@ from typing import Any
 import torch
 
 from bench.measure import Ceilings, print_table, reason
-from sqt_fast.backends import PRECISIONS
-from sqt_fast.fused import FusedNetwork
 from sqt_fast.kernels.launch import Problem, best_config, executing, launch_best
 from sqt_fast.kernels.squeeze import squeeze, squeeze_clips_reference
-from sqt_fast.model import ModelConfig, SqueezeTime
+from sqt_fast.network.backends import PRECISIONS
+from sqt_fast.network.fused import FusedNetwork
+from sqt_fast.network.model import ModelConfig, SqueezeTime
 
 SIZE = 224
 FRAMES = 16

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sqt_fast import stopwatch
-from sqt_fast.kernels.clip import MEAN, STD
 from sqt_fast.kernels.launch import Launch, Problem, best_config
+from sqt_fast.kernels.squeeze_host import MEAN, STD
+from sqt_fast.tuning import stopwatch
 
 Calls = list[Callable[[], Any]]
 

@@ -51,14 +51,14 @@ Decode = Callable[[Job, Finish], Iterator[Pixels]]
 
 def ours(job: Job, finish: Finish) -> Iterator[Pixels]:
     """sqt-fast on the host. It chooses its chunks itself; one buffer serves them all, as in its own processes."""
-    from sqt_fast.archive import find_videos
-    from sqt_fast.decode import DecodeReport, HostDecoder
-    from sqt_fast.reader import PacketReader
-    from sqt_fast.segments import plan_segments
+    from sqt_fast.video.archive import find_videos
+    from sqt_fast.video.cpu_decoder import CpuDecoder, DecodeReport
+    from sqt_fast.video.reader import PacketReader
+    from sqt_fast.video.segments import plan_segments
 
     (video,) = find_videos([job.path])
     facts, reader = PacketReader.probing(video)
-    decoder = HostDecoder(cache(lambda shape: np.empty(shape, np.uint8)))
+    decoder = CpuDecoder(cache(lambda shape: np.empty(shape, np.uint8)))
     if job.num_threads > 1:
         reader.close()
         reader = PacketReader(facts.source, num_threads=job.num_threads)
@@ -70,9 +70,9 @@ def ours(job: Job, finish: Finish) -> Iterator[Pixels]:
 
 def ours_cuda(job: Job, finish: Finish) -> Iterator[Pixels]:
     """sqt-fast on NVDEC: segments are remuxed one by one and decoded together, at full size."""
-    from sqt_fast.archive import find_videos
-    from sqt_fast.reader import PacketReader, remux
-    from sqt_fast.segments import Segment, plan_segments
+    from sqt_fast.video.archive import find_videos
+    from sqt_fast.video.reader import PacketReader, remux
+    from sqt_fast.video.segments import Segment, plan_segments
 
     (video,) = find_videos([job.path])
     facts, reader = PacketReader.probing(video)
@@ -91,8 +91,8 @@ def ours_cuda(job: Job, finish: Finish) -> Iterator[Pixels]:
 
 @cache
 def _gpu_route(short_side: int) -> Any:
-    from sqt_fast.gpu import GpuRoute
-    from sqt_fast.nvdec import SegmentDecoder, dali_pipelines
+    from sqt_fast.engine.gpu_route import GpuRoute
+    from sqt_fast.engine.segment_decoder import SegmentDecoder, dali_pipelines
 
     return GpuRoute(SegmentDecoder(dali_pipelines(short_side, device_id=0)), {})
 
@@ -244,7 +244,7 @@ def _finish(stage: str) -> Finish:
         return lambda frames: frames
     import torch
 
-    from sqt_fast.resize import resize
+    from sqt_fast.clips.resize import resize
 
     def resized(frames: Pixels) -> Pixels:
         images: Pixels = resize(torch.from_numpy(frames), SHORT_SIDE).numpy()

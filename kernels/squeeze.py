@@ -18,9 +18,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sqt_fast.kernels.clip import MEAN, STD
 from sqt_fast.kernels.launch import Config, Launch, Problem, check, dtype_name, power_of_two_over, run
 from sqt_fast.kernels.numerics import narrow, precision
+from sqt_fast.kernels.squeeze_host import MEAN, STD
 
 MOST_FRAMES = 16
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)

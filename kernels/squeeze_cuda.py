@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from sqt_fast.errors import BackendError
-from sqt_fast.kernels.clip import MEAN, STD
 from sqt_fast.kernels.squeeze import checked_out
+from sqt_fast.kernels.squeeze_host import MEAN, STD
 
 NAME = "squeeze"
 THREADS = 192  # a multiple of the 6 (16 bits) or 12 (float32) stores that make a pixel of 16 frames

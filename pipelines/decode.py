@@ -1,7 +1,7 @@
 """Segments to resized frames: one DALI graph, on NVDEC, or on the CPU with the decoder that DALI has there (VP8, VP9).
 
 Per sample: the decoder turns the wanted frames into RGB (BT.601 whatever the stream says: ``colour.correct`` puts that
-right), and a resize as in ``sqt_fast/resize.py`` reads the displayed part of them. Full-size RGB is written once and
+right), and a resize as in ``clips/resize.py`` reads the displayed part of them. Full-size RGB is written once and
 read once; only resized frames leave the graph. Where a cropped picture is enlarged, its last row and column are mixed
 with what lies beyond (encoders repeat the edge there).
 """
@@ -17,7 +17,7 @@ from nvidia.dali.pipeline import pipeline_def
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
-from sqt_fast.nvdec import Sample
+from sqt_fast.engine.segment_decoder import SegmentSample
 
 # Larger than any picture: the graph takes the smaller of this and the decoded size.
 _WHOLE = (2**31 - 1, 2**31 - 1)
@@ -58,7 +58,7 @@ class SegmentPipeline:
         self._pipeline.build()
         self._stream = None if device_id is None else torch.cuda.Stream(device_id)  # type: ignore[no-untyped-call]
 
-    def run(self, samples: Sequence[Sample]) -> list[Tensor]:
+    def run(self, samples: Sequence[SegmentSample]) -> list[Tensor]:
         """Return the wanted frames of each of up to ``batch_size`` samples, (F, h, w, 3) uint8, complete and on device.
 
         They are copies, so that DALI can use its memory again. They were allocated on a stream of this object's own:

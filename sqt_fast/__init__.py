@@ -6,8 +6,8 @@ Legend used everywhere: B clips, T=16 frames, C channels, H W pixels, K classes,
 from typing import TYPE_CHECKING, overload
 
 if TYPE_CHECKING:
-    from sqt_fast.inference import InferenceModel
-    from sqt_fast.model import SqueezeTime
+    from sqt_fast.network.inference import InferenceModel
+    from sqt_fast.network.model import SqueezeTime
 
 __all__ = ["__version__", "load_model"]
 __version__ = "0.1.0"
@@ -39,11 +39,11 @@ def load_model(
     Raises ``sqt_fast.errors.CheckpointError`` when the file cannot be had, read or fitted, ``BackendError`` when the
     backend cannot run here, ``ConfigError`` for a backend or precision that there is not.
     """
-    from sqt_fast.zoo import load_weights  # torch is imported only when a network is wanted
+    from sqt_fast.network.weights import load_weights  # torch is imported only when a network is wanted
 
     model = load_weights(weights).model
     if backend is None:
         return model.to(device)
-    from sqt_fast.inference import InferenceModel
+    from sqt_fast.network.inference import InferenceModel
 
     return InferenceModel(model, backend, device=device, precision=precision)

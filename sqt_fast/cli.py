@@ -17,8 +17,8 @@ import click
 
 from sqt_fast import __version__
 from sqt_fast.config import PROTOCOLS, IndexConfig
+from sqt_fast.engine.openmp import spin_briefly
 from sqt_fast.errors import ConfigError, InterruptedRunError, SqtError
-from sqt_fast.openmp import spin_briefly
 
 BACKENDS = ("auto", "eager", "compile", "triton")  # test_cli holds these against backends.NETWORKS
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")  # and these against backends.PRECISIONS
@@ -35,7 +35,7 @@ def _auto_or_memory(ctx: click.Context, param: click.Parameter, value: str) -> A
     del ctx, param
     if value == "auto":
         return value
-    from sqt_fast.memory import parse_memory
+    from sqt_fast.engine.memory import parse_memory
 
     return parse_memory(value)
 
@@ -146,8 +146,8 @@ def index(dry_run: bool, as_json: bool, quiet: bool, verbose: bool, **options: A
         _dry_run(config, stdin, as_json=as_json)
         return
     spin_briefly()
+    from sqt_fast.console import ConsoleWatcher, print_summary
     from sqt_fast.index import index as run
-    from sqt_fast.report import ConsoleWatcher, print_summary
 
     with ConsoleWatcher(quiet=quiet or as_json, verbose=verbose) as watcher:
         summary = run(config, watcher, stdin=stdin)
@@ -171,11 +171,11 @@ def _config(options: dict[str, Any]) -> IndexConfig:
 
 
 def _dry_run(config: IndexConfig, stdin: Any, *, as_json: bool) -> None:
-    from sqt_fast.archive import find_videos
-    from sqt_fast.ledger import existing_ledger
-    from sqt_fast.recipe import Recipe
-    from sqt_fast.report import print_findings
+    from sqt_fast.clips.recipe import Recipe
+    from sqt_fast.console import print_findings
     from sqt_fast.survey import survey, totals
+    from sqt_fast.table.ledger import existing_ledger
+    from sqt_fast.video.archive import find_videos
 
     found = find_videos(config.inputs, path_col=config.path_col, stdin=stdin)[: config.limit]
     ledger = existing_ledger(config.output, overwrite=config.overwrite)
@@ -195,7 +195,7 @@ def _dry_run(config: IndexConfig, stdin: Any, *, as_json: bool) -> None:
 @click.option("-n", "--count", type=click.IntRange(min=1), default=24, help="How many videos.")
 def sample_videos(directory: Path, seed: int, seconds: float, count: int) -> None:
     """Make a small archive of moving shapes in many codecs, with the truth in DIRECTORY/labels.csv."""
-    from sqt_fast.samples import make_samples
+    from sqt_fast.samples.encoding import make_samples
 
     samples = make_samples(directory, seed=seed, seconds=seconds, count=count)
     click.echo(f"{len(samples)} videos in {directory}")
@@ -209,8 +209,8 @@ def sample_videos(directory: Path, seed: int, seconds: float, count: int) -> Non
 @click.argument("target", type=click.Path(path_type=Path, dir_okay=False))
 def convert(source: str, target: Path) -> None:
     """Convert the checkpoint SOURCE (a path or a published name) to TARGET, a .safetensors file."""
-    from sqt_fast.checkpoint import save_safetensors
-    from sqt_fast.zoo import load_weights
+    from sqt_fast.network.checkpoint import save_safetensors
+    from sqt_fast.network.weights import load_weights
 
     weights = load_weights(source)
     labels = {"labels": json.dumps(weights.labels)} if weights.labels else {}
@@ -257,8 +257,8 @@ def tune(**options: Any) -> None:
 
     Later runs on this kind of GPU use what was found, and choose their backend by it.
     """
-    from sqt_fast.tune import TuneConfig
-    from sqt_fast.tune import tune as run
+    from sqt_fast.tuning.tune import TuneConfig
+    from sqt_fast.tuning.tune import tune as run
 
     for line in run(TuneConfig(**options), lambda line: click.echo(line, err=True)).lines():
         click.echo(line)

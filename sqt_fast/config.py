@@ -10,7 +10,7 @@ OUTPUT_SUFFIXES = (".parquet", ".csv", ".jsonl")
 
 
 @dataclass(frozen=True)
-class Protocol:
+class ClipProtocol:
     """How a video becomes clips and a label.
 
     short_side: pixels of the short side after resizing. crop_size: pixels of the square the network sees. num_clips:
@@ -24,9 +24,9 @@ class Protocol:
     num_crops: int
 
 
-FAST = Protocol("fast", short_side=256, crop_size=224, num_clips=None, num_crops=1)
-OFFICIAL = Protocol("official", short_side=224, crop_size=224, num_clips=10, num_crops=3)
-OFFICIAL_HMDB51 = Protocol("official", short_side=286, crop_size=286, num_clips=2, num_crops=3)
+FAST = ClipProtocol("fast", short_side=256, crop_size=224, num_clips=None, num_crops=1)
+OFFICIAL = ClipProtocol("official", short_side=224, crop_size=224, num_clips=10, num_crops=3)
+OFFICIAL_HMDB51 = ClipProtocol("official", short_side=286, crop_size=286, num_clips=2, num_crops=3)
 PROTOCOLS = (FAST.name, OFFICIAL.name)
 
 

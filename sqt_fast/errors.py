@@ -4,6 +4,7 @@ SqtError
 +-- ConfigError       an option or argument that cannot work (exit code 2)
 +-- CheckpointError   weights that cannot be read or do not fit the network
 +-- BackendError      the chosen backend cannot run here
++-- DeviceLostError   the device stopped working: no video's fault, another worker may fare better
 +-- OutputError       the table cannot be written, resumed or locked
 +-- InterruptedRunError  the run was stopped from outside and can be resumed
 +-- VideoError        one file that cannot be labelled: becomes a row, ends the run only with --on-error fail
@@ -35,6 +36,10 @@ class BackendError(SqtError):
     """The chosen backend cannot run here."""
 
 
+class DeviceLostError(SqtError):
+    """The device stopped working: no video's fault, a new worker may fare better."""
+
+
 class OutputError(SqtError):
     """The table cannot be written, resumed or locked."""
 
@@ -46,7 +51,7 @@ class InterruptedRunError(SqtError):
 class VideoError(SqtError):
     """One file that cannot be labelled.
 
-    status: the machine-readable reason, one of ``sqt_fast.table.STATUSES``.
+    status: the machine-readable reason, one of ``sqt_fast.table.schema.STATUSES``.
     """
 
     def __init__(self, status: str, message: str) -> None:

@@ -8,34 +8,34 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from sqt_fast import __version__
-from sqt_fast.archive import VideoFile, find_videos
+from sqt_fast.clips.recipe import Recipe
 from sqt_fast.config import IndexConfig
+from sqt_fast.engine.memory import plan_resources
+from sqt_fast.engine.results import EarlierRun, RunCounters, VideoResult, WeightsInfo
+from sqt_fast.engine.summary import Summary, Watcher
+from sqt_fast.engine.supervisor import Supervisor
 from sqt_fast.errors import ConfigError, InterruptedRunError, OutputError, SqtError
-from sqt_fast.ledger import Ledger
-from sqt_fast.memory import plan_resources
-from sqt_fast.merge import Counts, count, merge
-from sqt_fast.parts import Parts
-from sqt_fast.recipe import Recipe
-from sqt_fast.results import Earlier, Loaded, Tally, VideoResult
-from sqt_fast.summary import Summary, Watcher
-from sqt_fast.supervisor import Supervisor
 from sqt_fast.survey import estimate_clips
-from sqt_fast.table import Row, read_metadata, to_table
+from sqt_fast.table.ledger import Ledger
+from sqt_fast.table.merge import Counts, count, merge
+from sqt_fast.table.parts import Parts
+from sqt_fast.table.schema import Row, read_metadata, to_table
 from sqt_fast.versions import installed
+from sqt_fast.video.archive import VideoFile, find_videos
 
 VERSIONED = ("torch", "nvidia-dali-cuda130", "av", "numpy", "pyarrow")
 MAX_FLUSH_S = 30.0
 
 
 class Labeller(Protocol):
-    """What labels videos: a ``supervisor.Supervisor``, or a ``device.Device`` in this very process."""
+    """What labels videos: a ``supervisor.Supervisor``, or a ``device.Worker`` in this very process."""
 
-    tally: Tally
+    tally: RunCounters
 
-    def load(self) -> Loaded:
+    def load(self) -> WeightsInfo:
         """Load the weights."""
 
-    def open(self, earlier: Earlier, num_clips: int) -> dict[str, Any]:
+    def open(self, earlier: EarlierRun, num_clips: int) -> dict[str, Any]:
         """Get ready and return the fields of the Choice."""
 
     def label(self, videos: Sequence[VideoFile]) -> Generator[VideoResult, None, None]:
@@ -99,7 +99,7 @@ class _Run:
             self._take_counts(count(self.config.output))
         return self.summary
 
-    def _load_weights(self) -> Loaded:
+    def _load_weights(self) -> WeightsInfo:
         weights = self.labeller.load()
         if weights.meaningless:
             self.watcher.note("the weights are random, never trained: the labels of this table mean nothing")
@@ -108,7 +108,7 @@ class _Run:
             raise ConfigError(f"--weights {self.config.weights}: a backbone without a classifier has nothing to say")
         return weights
 
-    def _settings(self, weights: Loaded) -> dict[str, Any]:
+    def _settings(self, weights: WeightsInfo) -> dict[str, Any]:
         labels = hashlib.sha256("\n".join(weights.labels or ()).encode()).hexdigest()
         return {"weights_sha256": weights.sha256, "labels_sha256": labels, **self.config.settings()}
 
@@ -150,14 +150,18 @@ class _Run:
         return todo
 
     def _label(
-        self, todo: list[VideoFile], weights: Loaded, settings: dict[str, Any], base_metadata: dict[str, Any] | None
+        self,
+        todo: list[VideoFile],
+        weights: WeightsInfo,
+        settings: dict[str, Any],
+        base_metadata: dict[str, Any] | None,
     ) -> None:
         """Label ``todo`` into parts."""
         started = time.perf_counter()
         unfinished = self.parts.run
         earlier = (unfinished["metadata"] if unfinished else base_metadata or {}).get("choice")
         num_clips = 0 if self.config.backend else estimate_clips(todo, Recipe.of(self.config))  # for the choice
-        choice = self.labeller.open(Earlier(earlier, whole=unfinished is not None), num_clips)
+        choice = self.labeller.open(EarlierRun(earlier, whole=unfinished is not None), num_clips)
         metadata = self._metadata(settings, weights, choice)
         overwrite = self.config.overwrite or (unfinished or {}).get("overwrite", False)
         self.parts.start({"settings": settings, "overwrite": overwrite, "metadata": metadata})
@@ -168,7 +172,7 @@ class _Run:
         self.watcher.begin(len(todo), self.summary.already_done)
         self._drain(todo)
 
-    def _metadata(self, settings: dict[str, Any], weights: Loaded, choice: dict[str, Any]) -> dict[str, Any]:
+    def _metadata(self, settings: dict[str, Any], weights: WeightsInfo, choice: dict[str, Any]) -> dict[str, Any]:
         return {
             "sqt_fast": __version__,
             "settings": settings,

@@ -7,13 +7,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from sqt_fast.archive import VideoFile
-from sqt_fast.child import ChildError
+from sqt_fast.clips.recipe import Recipe
+from sqt_fast.engine.decoder_process import CpuTools, DecoderProcess, ToolsFactory
+from sqt_fast.engine.memory import MAX_DECODERS
+from sqt_fast.engine.process import ChildError
 from sqt_fast.errors import SqtError, VideoError
-from sqt_fast.host import HostProcess, HostTools, ToolsFactory
-from sqt_fast.memory import MAX_DECODERS
-from sqt_fast.probe import Probe
-from sqt_fast.recipe import Recipe
+from sqt_fast.video.archive import VideoFile
+from sqt_fast.video.probe import Probe
 
 # Enough to guess the length of an archive's videos, few enough to cost a second.
 ESTIMATE_FROM = 16
@@ -46,14 +46,14 @@ class Finding:
 
 
 def survey(
-    videos: Sequence[VideoFile], recipe: Recipe, *, tools: ToolsFactory = HostTools, hang_s: float = 60.0
+    videos: Sequence[VideoFile], recipe: Recipe, *, tools: ToolsFactory = CpuTools, hang_s: float = 60.0
 ) -> Iterator[Finding]:
     """Probe every video, several at once, and yield the findings in the order of ``videos``.
 
     Each is opened in a process that may die of it, or hang for hang_s.
     """
     num_hosts = max(1, min(len(os.sched_getaffinity(0)), MAX_DECODERS, len(videos)))
-    hosts = [HostProcess(tools=tools, hang_s=hang_s) for _ in range(num_hosts)]
+    hosts = [DecoderProcess(tools=tools, hang_s=hang_s) for _ in range(num_hosts)]
     idle = deque(hosts)
 
     def look(video: VideoFile) -> Finding:
@@ -97,7 +97,7 @@ def totals(findings: Sequence[Finding], *, already_done: int = 0) -> dict[str, A
     }
 
 
-def _look(video: VideoFile, recipe: Recipe, host: HostProcess) -> Finding:
+def _look(video: VideoFile, recipe: Recipe, host: DecoderProcess) -> Finding:
     try:
         facts = host.probe(video)
         return Finding(video, facts, num_clips=len(recipe.plan(facts)) * recipe.protocol.num_crops)

@@ -131,8 +131,8 @@ def problems_of(run: Callable[[], object], architecture: int) -> list[Problem]:
 
 def network_problems(architecture: int, dtype: torch.dtype, *, depth: int = 50, batch: int = 256) -> list[Problem]:
     """Return every problem of a whole network on clips of 224x224, at no cost: no tensor has memory."""
-    from sqt_fast.fused import FusedNetwork
-    from sqt_fast.model import ModelConfig, SqueezeTime
+    from sqt_fast.network.fused import FusedNetwork
+    from sqt_fast.network.model import ModelConfig, SqueezeTime
 
     with torch.device("meta"):
         model = SqueezeTime(ModelConfig(depth=depth)).eval()

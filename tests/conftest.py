@@ -17,7 +17,7 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 if TYPE_CHECKING:  # test_cuda.py runs where torch and pytest are alone
-    from sqt_fast.model import SqueezeTime
+    from sqt_fast.network.model import SqueezeTime
 
 TINY_LABELS = ("still", "left", "right", "up", "down", "naïve, “quoted”", "turn")
 
@@ -95,7 +95,7 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     ``broken/``: empty.mp4, text.mp4, cut.mkv (ends in mid-stream), sound.mp4 (no video), gone.mp4 (a dangling link).
     """
-    from sqt_fast.samples import make_samples
+    from sqt_fast.samples.encoding import make_samples
 
     folder = tmp_path_factory.mktemp("archive")
     samples = make_samples(folder, seconds=2.5, count=8)
@@ -127,7 +127,7 @@ def _write_sound(path: Path) -> None:
 @pytest.fixture(scope="session")
 def tiny_model() -> "SqueezeTime":
     """A network of depth 10 and width 0.25 with random weights. Do not change it."""
-    from sqt_fast.model import ModelConfig, SqueezeTime
+    from sqt_fast.network.model import ModelConfig, SqueezeTime
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -139,7 +139,7 @@ def tiny_model() -> "SqueezeTime":
 @pytest.fixture(scope="session")
 def tiny_weights(tiny_model: "SqueezeTime", tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     """Paths of the tiny network's checkpoint and of its class names."""
-    from sqt_fast.checkpoint import save_safetensors
+    from sqt_fast.network.checkpoint import save_safetensors
 
     folder = tmp_path_factory.mktemp("weights")
     save_safetensors(tiny_model, folder / "tiny.safetensors")

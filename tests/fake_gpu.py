@@ -11,8 +11,8 @@ from triton.runtime.errors import OutOfResources
 from sqt_fast.errors import BackendError
 from sqt_fast.kernels import tuned
 from sqt_fast.kernels.launch import Config, Launch, Problem, best_config, executing
-from sqt_fast.tune import Tuner
-from sqt_fast.tuned_file import TunedFile
+from sqt_fast.tuning.tune import Tuner
+from sqt_fast.tuning.tuned_file import TunedFile
 
 A, B, C = (Config(m, 64, 64) for m in (16, 32, 64))
 GPU = "Pretended GPU"

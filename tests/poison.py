@@ -1,6 +1,6 @@
 """What child processes run in tests: decoders that fail on some files, devices that are not there, and simple talk.
 
-Everything here is found by its name in another process (``sqt_fast.child``).
+Everything here is found by its name in another process (``sqt_fast.engine.process``).
 """
 
 import os
@@ -12,16 +12,16 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NoReturn
 
-from sqt_fast.archive import VideoFile
-from sqt_fast.child import shared_memory
-from sqt_fast.decode import DecodeReport, Frames, NewBuffer
+from sqt_fast.engine.decoder_process import CpuTools
+from sqt_fast.engine.process import shared_memory
+from sqt_fast.engine.results import RunCounters, VideoResult, WeightsInfo
 from sqt_fast.errors import BackendError, CheckpointError
-from sqt_fast.host import HostTools
-from sqt_fast.probe import Probe
-from sqt_fast.reader import PacketReader
-from sqt_fast.results import Loaded, Tally, VideoResult
-from sqt_fast.segments import Segment
-from sqt_fast.table import Row
+from sqt_fast.table.schema import Row
+from sqt_fast.video.archive import VideoFile
+from sqt_fast.video.cpu_decoder import DecodeReport, Frames, NewBuffer
+from sqt_fast.video.probe import Probe
+from sqt_fast.video.reader import PacketReader
+from sqt_fast.video.segments import Segment
 
 # -- decoders ---------------------------------------------------------------------------------------------------------
 
@@ -61,7 +61,7 @@ class Poison:
         os._exit(3)
 
 
-class PoisonedTools(HostTools):
+class PoisonedTools(CpuTools):
     """See Poison."""
 
     def __init__(self, poison: Poison) -> None:
@@ -97,7 +97,7 @@ class Slow:
         return SlowTools(self)
 
 
-class SlowTools(HostTools):
+class SlowTools(CpuTools):
     """See Slow."""
 
     def __init__(self, slow: Slow) -> None:
@@ -128,7 +128,7 @@ class Deaf:
         return DeafTools(self.first)
 
 
-class DeafTools(HostTools):
+class DeafTools(CpuTools):
     """See Deaf."""
 
     def __init__(self, first: int) -> None:
@@ -144,14 +144,14 @@ class DeafTools(HostTools):
                 yield Frames(keep, chunk.images[: len(keep)])
 
 
-def no_tools() -> HostTools:
+def no_tools() -> CpuTools:
     """Fail to start."""
     raise RuntimeError("no tools today")
 
 
 # -- devices ----------------------------------------------------------------------------------------------------------
 
-LOADED = Loaded("fake", "0" * 64, ("a", "b"), "nowhere", False, 8)
+LOADED = WeightsInfo("fake", "0" * 64, ("a", "b"), "nowhere", False, 8)
 CHOICE = {"backend": "eager", "precision": "fp32", "device": "cpu", "batch_size": 1, "reason": "as asked"}
 
 
@@ -210,9 +210,9 @@ def serve_script(
             connection.send(("alive", None))
             connection.send(("clips", 2))
             result = VideoResult(video, [Row(video.path)], 1.0)
-            connection.send(("result", (result, Tally(clips=2, video_s=1.0, network_s=0.5))))
+            connection.send(("result", (result, RunCounters(clips=2, video_s=1.0, network_s=0.5))))
     script.say("finished")
-    connection.send(("answer", Tally(wait_s=0.25)))
+    connection.send(("answer", RunCounters(wait_s=0.25)))
 
 
 # -- talk -------------------------------------------------------------------------------------------------------------

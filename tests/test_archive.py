@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sqt_fast.archive import VIDEO_SUFFIXES, VideoFile, find_videos
 from sqt_fast.errors import ConfigError
+from sqt_fast.video.archive import VIDEO_SUFFIXES, VideoFile, find_videos
 
 
 def touch(folder: Path, *names: str | bytes) -> None:

@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sqt_fast import samples
-from sqt_fast.av1 import Av1Reader
-from sqt_fast.kinds import PacketKind
-from sqt_fast.samples import Format
-from sqt_fast.scenes import draw, random_scene
+from sqt_fast.samples import encoding
+from sqt_fast.samples.encoding import Format
+from sqt_fast.samples.scenes import draw, random_scene
+from sqt_fast.video.av1 import Av1Reader
+from sqt_fast.video.packet_kinds import PacketKind
 
 SIZE, FPS = (128, 96), Fraction(25)
 NOTHING = PacketKind()
@@ -37,8 +37,8 @@ def encoded(folder: Path, encoder: str, num_frames: int, pix_fmt: str = "yuv420p
     """Encode a turning shape."""
     form = Format("mkv", encoder, pix_fmt, SIZE, FPS, options)
     frames = draw(random_scene("clockwise", 0), (i / 25 for i in range(num_frames)), SIZE)
-    with samples._silent_svt():
-        samples._encode(folder / "a.mkv", form, frames, range(num_frames + 1))
+    with encoding.silent_svt():
+        encoding.encode_video(folder / "a.mkv", form, frames, range(num_frames + 1))
     return read_stream(folder / "a.mkv")
 
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from sqt_fast import compiled
-from sqt_fast.backends import NETWORKS, PRECISIONS, Backend, load_backend
 from sqt_fast.errors import BackendError, ConfigError
-from sqt_fast.model import ModelConfig, SqueezeTime
+from sqt_fast.network import compiled
+from sqt_fast.network.backends import NETWORKS, PRECISIONS, Backend, load_backend
+from sqt_fast.network.model import ModelConfig, SqueezeTime
 
 SIZE = 64
 BATCH = 4
@@ -112,7 +112,7 @@ def test_clips_of_another_length_are_refused() -> None:
 
 
 def test_without_a_compiler_there_is_a_reason(monkeypatch: pytest.MonkeyPatch, tiny_model: SqueezeTime) -> None:
-    monkeypatch.setattr("sqt_fast.compiled.shutil.which", lambda name: None)
+    monkeypatch.setattr("sqt_fast.network.compiled.shutil.which", lambda name: None)
     assert compiled.why_not("cuda:0") is None
     with pytest.raises(BackendError, match=r"needs a C\+\+ compiler .*--backend eager") as caught:
         load_backend("compile", tiny_model, device="cpu", precision="fp32", batch_size=1, size=SIZE)
@@ -130,7 +130,7 @@ def test_a_compiler_that_does_not_work(
 
         return run
 
-    monkeypatch.setattr("sqt_fast.compiled.why_not", lambda device: None)
+    monkeypatch.setattr("sqt_fast.network.compiled.why_not", lambda device: None)
     monkeypatch.setattr(torch, "compile", broken)
     with pytest.raises(
         BackendError, match=r"backend compile: compiling failed \(g\+\+ is broken\); use --backend eager"

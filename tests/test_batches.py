@@ -4,14 +4,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from sqt_fast.batches import Batches, HostBatches, View
-from sqt_fast.clips import Clip
-from sqt_fast.config import Protocol
-from sqt_fast.device_batches import DeviceBatches
-from sqt_fast.kernels.clip import squeeze_reference
+from sqt_fast.clips.batches import Batches, CpuBatches, View
+from sqt_fast.clips.device_batches import DeviceBatches
+from sqt_fast.clips.gather import Clip
+from sqt_fast.config import ClipProtocol
+from sqt_fast.kernels.squeeze_host import squeeze_reference
 
-ONE_CROP = Protocol("fast", short_side=20, crop_size=16, num_clips=None, num_crops=1)
-THREE_CROPS = Protocol("official", short_side=16, crop_size=16, num_clips=10, num_crops=3)
+ONE_CROP = ClipProtocol("fast", short_side=20, crop_size=16, num_clips=None, num_crops=1)
+THREE_CROPS = ClipProtocol("official", short_side=16, crop_size=16, num_clips=10, num_crops=3)
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 
 
@@ -36,8 +36,8 @@ def error(batch: Tensor, truth: Tensor) -> float:
 
 @DTYPES
 @pytest.mark.parametrize("protocol", [ONE_CROP, THREE_CROPS], ids=lambda protocol: protocol.name)
-def test_the_device_makes_the_hosts_batches(protocol: Protocol, dtype: torch.dtype, kernel_device: str) -> None:
-    host, device = HostBatches(protocol, dtype), DeviceBatches(protocol, dtype, kernel_device)
+def test_the_device_makes_the_hosts_batches(protocol: ClipProtocol, dtype: torch.dtype, kernel_device: str) -> None:
+    host, device = CpuBatches(protocol, dtype), DeviceBatches(protocol, dtype, kernel_device)
     clips = [clip for clip in CLIPS if protocol.num_crops == 3 or clip.images[0].shape[:2] == (16, 16)]
     ours, theirs = views_of(host, clips), views_of(device, clips)
     key = [(v.clip_index, v.crop, v.missing) for v in ours]
@@ -64,7 +64,7 @@ def test_crops_share_their_bytes(kernel_device: str) -> None:
 
 def test_a_host_view_is_a_crop_of_the_squeezed_clip() -> None:
     clip = CLIPS[2]
-    views = views_of(HostBatches(THREE_CROPS, torch.float32), [clip])
+    views = views_of(CpuBatches(THREE_CROPS, torch.float32), [clip])
     whole = squeeze_reference(clip.images)
     for view, top in zip(views, (0, 10, 5), strict=True):
         assert torch.equal(view.clip, whole[:, top : top + 16])
@@ -72,7 +72,7 @@ def test_a_host_view_is_a_crop_of_the_squeezed_clip() -> None:
 
 def test_an_empty_batch_is_zeros(kernel_device: str) -> None:
     for batches in (
-        HostBatches(ONE_CROP, torch.float32),
+        CpuBatches(ONE_CROP, torch.float32),
         DeviceBatches(ONE_CROP, torch.float32, kernel_device),
     ):
         batch = batches.batch([], 2)

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sqt_fast.checkpoint import (
+from sqt_fast.errors import CheckpointError
+from sqt_fast.network.checkpoint import (
     build,
     canonical_name,
     file_sha256,
@@ -22,8 +23,7 @@ from sqt_fast.checkpoint import (
     read_metadata,
     save_safetensors,
 )
-from sqt_fast.errors import CheckpointError
-from sqt_fast.model import DEPTHS, ModelConfig, SqueezeTime
+from sqt_fast.network.model import DEPTHS, ModelConfig, SqueezeTime
 
 TINY = ModelConfig(depth=18, width=1 / 32, num_classes=5, pos_dim=(8, 4, 2, 1))
 

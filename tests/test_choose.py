@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from sqt_fast import choose as module
-from sqt_fast.choose import Choice, choose, find_device, open_backend
 from sqt_fast.config import IndexConfig
 from sqt_fast.errors import BackendError, ConfigError
 from sqt_fast.kernels import tuned
 from sqt_fast.kernels.launch import executing
-from sqt_fast.model import ModelConfig, SqueezeTime
+from sqt_fast.network import choose as module
+from sqt_fast.network.choose import Choice, choose, find_device, open_backend
+from sqt_fast.network.model import ModelConfig, SqueezeTime
 
 SIZE = 32
 
@@ -34,7 +34,7 @@ class Fake:
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache folder, a compiler, and no GPU."""
     monkeypatch.setenv("SQT_FAST_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("sqt_fast.compiled.why_not", lambda device: None)
+    monkeypatch.setattr("sqt_fast.network.compiled.why_not", lambda device: None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     tuned.forget()
@@ -159,7 +159,7 @@ def test_a_guess_is_cautious(tiny_model: SqueezeTime, speeds: dict[tuple[str, st
 def test_without_a_compiler_it_is_eager(
     tiny_model: SqueezeTime, speeds: dict[tuple[str, str], float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sqt_fast.compiled.why_not", lambda device: "there is no compiler")
+    monkeypatch.setattr("sqt_fast.network.compiled.why_not", lambda device: "there is no compiler")
     choice = choose(config(precision="fp32"), tiny_model, num_clips=10**9, size=SIZE)
     assert (choice.backend, choice.reason) == ("eager", "eager because there is no compiler")
 

@@ -14,13 +14,14 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from sqt_fast import __version__, backends
+from sqt_fast import __version__
 from sqt_fast import cli as module
 from sqt_fast.cli import BACKENDS, PRECISIONS, main
 from sqt_fast.config import IndexConfig
+from sqt_fast.engine.summary import Summary
 from sqt_fast.errors import SqtError
-from sqt_fast.summary import Summary
-from sqt_fast.table import read_table
+from sqt_fast.network import backends
+from sqt_fast.table.schema import read_table
 
 PROMISED = """videos rows failed clips packets_read packets_dropped frames_decoded frames_wanted wall_s clips_per_s
 x_realtime limit""".split()  # noqa: SIM905
@@ -147,6 +148,7 @@ def test_names_of_errors_are_usage_or_failure() -> None:
         "ConfigError": 2,
         "CheckpointError": 1,
         "BackendError": 1,
+        "DeviceLostError": 1,
         "OutputError": 1,
         "InterruptedRunError": 1,
         "VideoError": 1,
@@ -382,7 +384,7 @@ def test_an_interrupt_is_one_line(
     def interrupt(*args: Any, **options: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("sqt_fast.supervisor.Supervisor.load", interrupt)
+    monkeypatch.setattr("sqt_fast.engine.supervisor.Supervisor.load", interrupt)
     line = refused(sqt("index", archive, "-o", tmp_path / "t.csv", *tiny(tiny_weights)), 1)
     assert line == "sqt-fast: stopped; run the same command again to go on"
     assert list(tmp_path.iterdir()) == []
@@ -399,14 +401,14 @@ def test_an_interrupt_that_a_library_mistakes_for_something_else_is_one(
         except KeyboardInterrupt:
             raise SqtError("weights are damaged") from None
 
-    monkeypatch.setattr("sqt_fast.supervisor.Supervisor.load", swallow)
+    monkeypatch.setattr("sqt_fast.engine.supervisor.Supervisor.load", swallow)
     line = refused(sqt("index", archive, "-o", tmp_path / "t.csv", *tiny(tiny_weights)), 1)
     assert line == "sqt-fast: stopped; run the same command again to go on"
 
 
 def test_short_spins_are_asked_for_before_torch_is_imported(tmp_path: Path) -> None:
     code = (
-        "import os, sys; from sqt_fast.openmp import spin_briefly; assert 'torch' not in sys.modules; "
+        "import os, sys; from sqt_fast.engine.openmp import spin_briefly; assert 'torch' not in sys.modules; "
         "spin_briefly(); print(os.environ.get('GOMP_SPINCOUNT'))"
     )
     environment = {k: v for k, v in os.environ.items() if k not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
@@ -469,7 +471,7 @@ def test_sample_videos(tmp_path: Path) -> None:
 def test_convert(tmp_path: Path, tiny_weights: tuple[str, str]) -> None:
     import torch
 
-    from sqt_fast.zoo import load_weights
+    from sqt_fast.network.weights import load_weights
 
     target = tmp_path / "out.safetensors"
     result = sqt("convert", tiny_weights[0], target)

@@ -13,8 +13,8 @@ from av.video.reformatter import ColorRange, Interpolation
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
-from sqt_fast.colour import correct
-from sqt_fast.nvdec import Sample, SegmentDecoder, dali_pipelines
+from sqt_fast.clips.colour import correct
+from sqt_fast.engine.segment_decoder import SegmentDecoder, SegmentSample, dali_pipelines
 
 UInt8 = NDArray[np.uint8]
 EXACT = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
@@ -140,7 +140,7 @@ def test_dali_and_correction_equal_swscale(
 ) -> None:
     data = encode(colorspace, full_range=full_range)
     found, wanted = swscale(data, colorspace)
-    images = decoder.decode(Sample(data, np.arange(NUM_FRAMES, dtype=np.int32), (HEIGHT, WIDTH)))
+    images = decoder.decode(SegmentSample(data, np.arange(NUM_FRAMES, dtype=np.int32), (HEIGHT, WIDTH)))
     corrected = correct(images, found)
     unclipped = ((images.numpy() > 2) & (images.numpy() < 253)).all(axis=-1)
     assert unclipped.mean() > 0.9

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sqt_fast.crops import centre, crop_corners
+from sqt_fast.clips.crops import centre, crop_corners
 
 
 def mmaction_crops(height: int, width: int, size: int, num_crops: int) -> list[tuple[int, int, int, int]]:

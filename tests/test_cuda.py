@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from sqt_fast.backends import load_backend
-from sqt_fast.batches import HostBatches
-from sqt_fast.clips import Clip
-from sqt_fast.config import FAST, OFFICIAL, Protocol
-from sqt_fast.device_batches import DeviceBatches
-from sqt_fast.graphed import graphed_network
-from sqt_fast.kernels.clip import squeeze_reference
-from sqt_fast.model import ModelConfig, SqueezeTime
+from sqt_fast.clips.batches import CpuBatches
+from sqt_fast.clips.device_batches import DeviceBatches
+from sqt_fast.clips.gather import Clip
+from sqt_fast.config import FAST, OFFICIAL, ClipProtocol
+from sqt_fast.kernels.squeeze_host import squeeze_reference
+from sqt_fast.network.backends import load_backend
+from sqt_fast.network.graphed import graphed_network
+from sqt_fast.network.model import ModelConfig, SqueezeTime
 
 pytestmark = pytest.mark.needs_cuda
 
@@ -69,9 +69,9 @@ def test_a_captured_batch_never_waits_for_the_gpu(model: SqueezeTime) -> None:
 
 
 @pytest.mark.parametrize("protocol", [FAST, OFFICIAL], ids=lambda protocol: protocol.name)
-def test_batches_squeezed_there_are_the_hosts(protocol: Protocol) -> None:
+def test_batches_squeezed_there_are_the_hosts(protocol: ClipProtocol) -> None:
     images = [torch.randint(0, 256, (224, 224 if protocol is FAST else 300, 3), dtype=torch.uint8) for _ in range(16)]
-    host, device = HostBatches(protocol, torch.bfloat16), DeviceBatches(protocol, torch.bfloat16, "cuda")
+    host, device = CpuBatches(protocol, torch.bfloat16), DeviceBatches(protocol, torch.bfloat16, "cuda")
     ours, theirs = ([*batches.views(Clip(0, images, 0))] for batches in (host, device))
     difference = device.batch(theirs, 4).cpu().float() - host.batch(ours, 4).float()
     assert difference.abs().max() <= 2**-6  # a unit in the last place of 2

@@ -11,11 +11,11 @@ import torch
 pytest.importorskip("nvidia.dali", reason="DALI is not installed")
 pytest.importorskip("av", reason="PyAV is not installed")
 
-from sqt_fast.colour import correct
-from sqt_fast.nvdec import Sample, SegmentDecoder, SegmentError, dali_pipelines
-from sqt_fast.resize import resize
-from sqt_fast.route import why_no_gpu_decoder
-from sqt_fast.selftest import CLIPS, NUM_FRAMES, encode, host_frames, working_codecs
+from sqt_fast.clips.colour import correct
+from sqt_fast.clips.resize import resize
+from sqt_fast.engine.routing import why_no_gpu_decoder
+from sqt_fast.engine.segment_decoder import SegmentDecoder, SegmentError, SegmentSample, dali_pipelines
+from sqt_fast.engine.selftest import CLIPS, NUM_FRAMES, encode, host_frames, working_codecs
 
 pytestmark = pytest.mark.needs_cuda
 SHORT_SIDE = 256
@@ -31,9 +31,9 @@ def decoder() -> Iterator[SegmentDecoder]:
         yield decoder
 
 
-def sample(codec: str, indices: list[int]) -> Sample:
+def sample(codec: str, indices: list[int]) -> SegmentSample:
     clip = CLIPS[codec]
-    return Sample(encode(clip), np.array(indices, np.int32), clip.size[::-1])
+    return SegmentSample(encode(clip), np.array(indices, np.int32), clip.size[::-1])
 
 
 def test_every_codec_works(decoder: SegmentDecoder) -> None:
@@ -71,10 +71,10 @@ def test_many_threads_beside_a_busy_gpu(decoder: SegmentDecoder) -> None:
     kinds = [sample(codec, [i, i + 7, 39]) for codec in ("h264", "vp9") for i in range(4)]
     truths = [decoder.decode(kind).cpu() for kind in kinds]
     samples = [kinds[i % len(kinds)] for i in range(200)]
-    samples[100] = Sample(b"no video at all" * 9, np.array([0], np.int32), (96, 128))
+    samples[100] = SegmentSample(b"no video at all" * 9, np.array([0], np.int32), (96, 128))
     busy = torch.randn(2048, 2048, device="cuda")
 
-    def decode(wanted: Sample) -> torch.Tensor:
+    def decode(wanted: SegmentSample) -> torch.Tensor:
         images = decoder.decode(wanted)
         busy.mm(busy)  # on the default stream: what follows waits while the frames' memory may not be used again
         total = images.to(torch.int32).add(1)

@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn as nn
 
-from sqt_fast.fold import fold
-from sqt_fast.model import ModelConfig, SqueezeTime
+from sqt_fast.network.fold import fold
+from sqt_fast.network.model import ModelConfig, SqueezeTime
 
 
 def trained(depth: int) -> SqueezeTime:

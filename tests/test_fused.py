@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sqt_fast import fused
-from sqt_fast import model as model_module
-from sqt_fast.eager import LogitsAndEmbeddings
 from sqt_fast.errors import BackendError
-from sqt_fast.fused import FusedNetwork
 from sqt_fast.kernels.launch import dtype_name
-from sqt_fast.model import ModelConfig, SqueezeTime
+from sqt_fast.network import fused
+from sqt_fast.network import model as model_module
+from sqt_fast.network.eager import LogitsAndEmbeddings
+from sqt_fast.network.fused import FusedNetwork
+from sqt_fast.network.model import ModelConfig, SqueezeTime
 from tests.accuracy import FLOOR, assert_error_at_most_twice, products_alike, without_tf32
 
 AVA = (1, 2, 2, 1)
@@ -153,7 +153,7 @@ def test_widths_that_the_kernels_cannot_run(config: ModelConfig, channels: int) 
 def test_golden_weights(kernel_device: str, shared: Path) -> None:
     """Weights of the release's form, on a piece of a clip that it has seen."""
     pytest.importorskip("safetensors", reason="weights are read with it")
-    from sqt_fast.zoo import load_weights
+    from sqt_fast.network.weights import load_weights
 
     model = load_weights(str(shared / "golden" / "r50_w025.pth")).model
     clips = torch.from_numpy(np.load(shared / "golden" / "demo_clips.npz")["small_input"]).flatten(1, 2)

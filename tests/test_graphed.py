@@ -8,12 +8,12 @@ import torch
 import triton
 from torch import Tensor
 
-from sqt_fast import graphed
-from sqt_fast.backends import PRECISIONS, load_backend
-from sqt_fast.eager import LogitsAndEmbeddings
 from sqt_fast.errors import BackendError
-from sqt_fast.graphed import GraphedNetwork
-from sqt_fast.model import ModelConfig, SqueezeTime
+from sqt_fast.network import graphed
+from sqt_fast.network.backends import PRECISIONS, load_backend
+from sqt_fast.network.eager import LogitsAndEmbeddings
+from sqt_fast.network.graphed import GraphRunner
+from sqt_fast.network.model import ModelConfig, SqueezeTime
 
 SIZE = 32
 
@@ -113,7 +113,7 @@ def on_a_gpu(batch: int) -> Tensor:
 def test_graphs_are_captured_once_a_shape_and_the_oldest_goes(monkeypatch: pytest.MonkeyPatch) -> None:
     cuda = FakeCuda(monkeypatch)
     monkeypatch.setattr(doubled, "dtype", torch.float32, raising=False)
-    network = GraphedNetwork(doubled)  # type: ignore[arg-type]
+    network = GraphRunner(doubled)  # type: ignore[arg-type]
     for batch in (1, 2, 1, 3, 4, 1):
         network(on_a_gpu(batch))
     assert cuda.modes == ["thread_local"] * 4

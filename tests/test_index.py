@@ -19,21 +19,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sqt_fast.archive import VideoFile
-from sqt_fast.choose import Choice
 from sqt_fast.cli import BACKENDS
 from sqt_fast.config import IndexConfig
-from sqt_fast.device import Device
+from sqt_fast.engine.decoder_process import CpuTools
+from sqt_fast.engine.labelling import Labelling
+from sqt_fast.engine.memory import Resources
+from sqt_fast.engine.results import VideoResult
+from sqt_fast.engine.summary import Summary, Watcher
+from sqt_fast.engine.supervisor import Supervisor
+from sqt_fast.engine.worker import Worker
 from sqt_fast.errors import BackendError, CheckpointError, ConfigError, InterruptedRunError, OutputError, SqtError
-from sqt_fast.host import HostTools
 from sqt_fast.index import Labeller, Launch, index
-from sqt_fast.memory import Resources
-from sqt_fast.parts import Parts
-from sqt_fast.results import VideoResult
-from sqt_fast.summary import Summary, Watcher
-from sqt_fast.supervisor import Supervisor
-from sqt_fast.table import read_table
-from sqt_fast.worker import Worker
+from sqt_fast.network.choose import Choice
+from sqt_fast.table.parts import Parts
+from sqt_fast.table.schema import read_table
+from sqt_fast.video.archive import VideoFile
 from tests.poison import Poison, Slow, descendants, is_alive, wait_until
 from tests.watching import Remembering
 
@@ -52,7 +52,7 @@ def _no_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def in_process(config: IndexConfig, watcher: Watcher) -> Labeller:
     """Label in this very process: quick to start, and tests can change it."""
-    device = Device(config, RESOURCES)
+    device = Worker(config, RESOURCES)
     device.note, device.on_clips = watcher.note, watcher.clips
     return device
 
@@ -114,14 +114,14 @@ class KilledError(BaseException):
 
 def kill_after(monkeypatch: pytest.MonkeyPatch, videos: int, error: type[BaseException] = KilledError) -> None:
     """End the next run with ``error`` when it has finished so many videos, each brought to disk."""
-    take, count = Worker._result, iter(range(10**6))
+    take, count = Labelling._result, iter(range(10**6))
 
-    def result(self: Worker, job: Any) -> VideoResult:
+    def result(self: Labelling, job: Any) -> VideoResult:
         if next(count) == videos:
             raise error
         return take(self, job)
 
-    monkeypatch.setattr(Worker, "_result", result)
+    monkeypatch.setattr(Labelling, "_result", result)
     monkeypatch.setattr("sqt_fast.index.MAX_FLUSH_S", -1.0)
 
 
@@ -220,13 +220,13 @@ def test_auto_says_why_and_keeps_to_it(lab: Lab, monkeypatch: pytest.MonkeyPatch
     """A run that goes on must not choose anew: one table, one precision."""
     monkeypatch.setenv("SQT_FAST_CACHE", str(tmp_path / "cache"))
     first = Choice("eager", "bf16", "cpu", 2, "the moon is full")
-    monkeypatch.setattr("sqt_fast.device.choose", lambda *args, **options: first)
+    monkeypatch.setattr("sqt_fast.engine.worker.choose", lambda *args, **options: first)
     auto: dict[str, Any] = {"backend": None, "precision": None, "device": None, "batch_size": None}
     with monkeypatch.context() as patch:
         kill_after(patch, 1)
         with pytest.raises(KilledError):
             lab.run(**auto)
-    monkeypatch.setattr("sqt_fast.device.choose", lambda *args, **options: pytest.fail("chose anew"))
+    monkeypatch.setattr("sqt_fast.engine.worker.choose", lambda *args, **options: pytest.fail("chose anew"))
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert lab.run(**auto).backend == "eager bf16 cpu"
     assert "eager bf16 on cpu: the moon is full" in lab.watcher.notes
@@ -240,7 +240,9 @@ def test_again_when_complete_decodes_nothing(lab: Lab, suffix: str, monkeypatch:
     lab.output = lab.output.with_suffix(suffix)
     lab.run(embeddings=True)
     before, written = lab.rows(), lab.output.stat()
-    monkeypatch.setattr("sqt_fast.device.open_backend", lambda *args, **options: pytest.fail("a network was opened"))
+    monkeypatch.setattr(
+        "sqt_fast.engine.worker.open_backend", lambda *args, **options: pytest.fail("a network was opened")
+    )
     summary = lab.run(embeddings=True)
     assert (summary.labelled, summary.already_done, summary.rows) == (0, 4, len(before))
     assert (summary.failed, summary.failures) == (1, {"empty_file": 1})
@@ -473,8 +475,8 @@ def test_an_empty_folder_is_refused(lab: Lab, tmp_path: Path) -> None:
 
 
 def test_a_backbone_is_refused(lab: Lab, tmp_path: Path) -> None:
-    from sqt_fast.checkpoint import save_safetensors
-    from sqt_fast.model import ModelConfig, SqueezeTime
+    from sqt_fast.network.checkpoint import save_safetensors
+    from sqt_fast.network.model import ModelConfig, SqueezeTime
 
     save_safetensors(SqueezeTime(ModelConfig(depth=10, width=1 / 32, num_classes=None)), tmp_path / "b.safetensors")
     with pytest.raises(ConfigError, match="backbone"):
@@ -482,7 +484,7 @@ def test_a_backbone_is_refused(lab: Lab, tmp_path: Path) -> None:
 
 
 def test_a_backend_that_was_asked_for_does_not_fall_back(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sqt_fast.compiled.why_not", lambda device: "there is no compiler")
+    monkeypatch.setattr("sqt_fast.network.compiled.why_not", lambda device: "there is no compiler")
     with pytest.raises(BackendError, match="there is no compiler"):
         lab.run(backend="compile")
     assert "compile" in BACKENDS
@@ -558,7 +560,7 @@ def test_killed_at_the_very_end(lab: Lab, suffix: str, moment: str, monkeypatch:
         "before the table": (sys.modules["sqt_fast.index"], "merge", killed),
         "with the sidecar": (Path, "replace", renamed_but_the_table),
         "after the table": (Parts, "remove", killed),
-        "while the parts go": (sys.modules["sqt_fast.parts"].shutil, "rmtree", some_parts_gone),
+        "while the parts go": (sys.modules["sqt_fast.table.parts"].shutil, "rmtree", some_parts_gone),
     }
     for again in range(2):
         with monkeypatch.context() as patch:
@@ -578,7 +580,7 @@ def test_killed_at_the_very_end(lab: Lab, suffix: str, moment: str, monkeypatch:
 def test_parts_of_a_finished_table_never_come_back(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed while the folder was removed, then started anew with other settings."""
     with monkeypatch.context() as patch:
-        patch.setattr("sqt_fast.parts.shutil.rmtree", lambda folder: (_ for _ in ()).throw(KilledError))
+        patch.setattr("sqt_fast.table.parts.shutil.rmtree", lambda folder: (_ for _ in ()).throw(KilledError))
         with pytest.raises(KilledError):
             lab.run()
     lab.run(top_k=2, overwrite=True)
@@ -713,7 +715,7 @@ def with_tools(tools: Any, hang_s: float = 60.0, *, supervised: bool = True) -> 
     def launch(config: IndexConfig, watcher: Watcher) -> Labeller:
         if supervised:
             return Supervisor(config, resources, watcher, tools)
-        return Device(config, resources, tools)
+        return Worker(config, resources, tools)
 
     return launch
 
@@ -729,7 +731,7 @@ def test_supervised_gives_the_same_table(lab: Lab, tmp_path: Path) -> None:
     lab.run(embeddings=True)
     wanted = repr(lab.rows())
     lab.output = tmp_path / "supervised.parquet"
-    summary = lab.run(launch=with_tools(HostTools), embeddings=True)
+    summary = lab.run(launch=with_tools(CpuTools), embeddings=True)
     assert repr(lab.rows()) == wanted
     assert (summary.labelled, summary.rows, summary.failed) == (4, len(lab.rows()), 1)
     assert summary.tally.clips == sum(row["status"] == "ok" for row in lab.rows())

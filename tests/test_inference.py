@@ -5,8 +5,8 @@ import torch
 
 from sqt_fast import load_model
 from sqt_fast.errors import ConfigError
-from sqt_fast.inference import InferenceModel
-from sqt_fast.model import ModelConfig, SqueezeTime
+from sqt_fast.network.inference import InferenceModel
+from sqt_fast.network.model import ModelConfig, SqueezeTime
 
 SIZE = 32
 

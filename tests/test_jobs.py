@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from sqt_fast.archive import VideoFile
-from sqt_fast.batches import View
+from sqt_fast.clips.batches import View
+from sqt_fast.engine.jobs import Job, Jobs
 from sqt_fast.errors import VideoError
-from sqt_fast.jobs import Job, Jobs
-from sqt_fast.sampling import plan_clips
-from sqt_fast.segments import Segment
+from sqt_fast.video.archive import VideoFile
+from sqt_fast.video.sampling import plan_clips
+from sqt_fast.video.segments import Segment
 
 EMPTY = np.zeros(0, np.int64)
 

@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from sqt_fast.archive import VideoFile
 from sqt_fast.errors import OutputError
-from sqt_fast.ledger import Ledger, existing_ledger
-from sqt_fast.parts import Parts
-from sqt_fast.table import Row, read_batches, to_table, write_table
+from sqt_fast.table.ledger import Ledger, existing_ledger
+from sqt_fast.table.parts import Parts
+from sqt_fast.table.schema import Row, read_batches, to_table, write_table
+from sqt_fast.video.archive import VideoFile
 
 
 def rows(path: str, *statuses: str, size_bytes: int | None = 1, mtime_ns: int | None = 1) -> list[Row]:
@@ -57,7 +57,7 @@ def test_only_its_columns_are_read(tmp_path: Path, suffix: str, monkeypatch: pyt
         seen.extend(read_batches(path, *columns))
         return seen
 
-    monkeypatch.setattr("sqt_fast.ledger.read_batches", read)
+    monkeypatch.setattr("sqt_fast.table.ledger.read_batches", read)
     write_table(to_table(BASE, None), tmp_path / f"t{suffix}")
     assert Ledger([tmp_path / f"t{suffix}"]).failed == {"a", "cured", "ill"}
     assert {name for batch in seen for name in batch.column_names} == {"path", "size_bytes", "mtime_ns", "status"}

@@ -14,9 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sqt_fast import memory
-from sqt_fast.errors import ConfigError
-from sqt_fast.memory import (
+from sqt_fast.engine import memory
+from sqt_fast.engine.memory import (
     DECODER_BYTES,
     GIB,
     MAX_DECODERS,
@@ -26,8 +25,9 @@ from sqt_fast.memory import (
     parse_memory,
     plan_resources,
 )
-from sqt_fast.packets import PacketColumns
-from sqt_fast.probe import Probe, Source
+from sqt_fast.errors import ConfigError
+from sqt_fast.video.packets import PacketColumns
+from sqt_fast.video.probe import Probe, Source
 from tests.poison import wait_until
 
 MIB = 1 << 20

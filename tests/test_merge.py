@@ -16,11 +16,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import sqt_fast.merge
+import sqt_fast.table.merge
 from sqt_fast.errors import OutputError
-from sqt_fast.merge import Counts, count, merge
-from sqt_fast.parts import Parts
-from sqt_fast.table import STATUSES, Row, read_table, schema, to_table, write_table
+from sqt_fast.table.merge import Counts, count, merge
+from sqt_fast.table.parts import Parts
+from sqt_fast.table.schema import STATUSES, Row, read_table, schema, to_table, write_table
 
 SUFFIXES = pytest.mark.parametrize("suffix", [".parquet", ".csv", ".jsonl"])
 DIM = 3
@@ -228,7 +228,7 @@ def test_ended_in_the_middle(tmp_path: Path, suffix: str, new: bool, monkeypatch
                 path.unlink()
         sources, tables = sources[1:], tables[1:]
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    read, reads = sqt_fast.merge._Group.read, iter(range(10**6))
+    read, reads = sqt_fast.table.merge._Group.read, iter(range(10**6))
 
     def killed(group: Any, target: pa.Schema) -> pa.Table:
         if next(reads) == 30:
@@ -236,7 +236,7 @@ def test_ended_in_the_middle(tmp_path: Path, suffix: str, new: bool, monkeypatch
         return read(group, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr(sqt_fast.merge._Group, "read", killed)
+        patch.setattr(sqt_fast.table.merge._Group, "read", killed)
         with pytest.raises(KilledError):
             merge(sources, base, {"embedding_dim": DIM, "new": True}, group_bytes=6000)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
@@ -247,7 +247,7 @@ def test_ended_in_the_middle(tmp_path: Path, suffix: str, new: bool, monkeypatch
 KILL = """
 import os, signal, sys
 from pathlib import Path
-from sqt_fast.merge import merge
+from sqt_fast.table.merge import merge
 os.fsync = lambda file: os.kill(os.getpid(), signal.SIGKILL)
 merge([Path(p) for p in sys.argv[1:]], Path(sys.argv[1]), {"embedding_dim": 3, "new": True})
 """
@@ -274,7 +274,7 @@ def test_killed_at_the_end(tmp_path: Path, suffix: str) -> None:
 MEASURE = """
 import resource, sys
 from pathlib import Path
-from sqt_fast.merge import merge
+from sqt_fast.table.merge import merge
 
 def peak_mb():  # of this program alone: ru_maxrss counts what its parent had, too
     status = Path("/proc/self/status").read_text()

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from sqt_fast.checkpoint import build, canonical_name, read_checkpoint
 from sqt_fast.errors import ConfigError
-from sqt_fast.model import DEPTHS, ModelConfig, SqueezeTime, ava_feature_map
+from sqt_fast.network.checkpoint import build, canonical_name, read_checkpoint
+from sqt_fast.network.model import DEPTHS, ModelConfig, SqueezeTime, ava_feature_map
 
 MEAN = torch.tensor([123.675, 116.28, 103.53])
 STD = torch.tensor([58.395, 57.12, 57.375])

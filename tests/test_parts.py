@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 from sqt_fast.errors import OutputError
-from sqt_fast.parts import Parts
-from sqt_fast.table import Row, read_table, to_table
+from sqt_fast.table.parts import Parts
+from sqt_fast.table.schema import Row, read_table, to_table
 
 HOLD = """
 import sys
 from pathlib import Path
-from sqt_fast.parts import Parts
+from sqt_fast.table.parts import Parts
 with Parts(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()
@@ -125,7 +125,7 @@ def test_run_json_goes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     with Parts(tmp_path / "t.parquet") as parts:
         parts.start({})
         parts.add(rows("v"))
-        monkeypatch.setattr("sqt_fast.parts.shutil.rmtree", killed)
+        monkeypatch.setattr("sqt_fast.table.parts.shutil.rmtree", killed)
         with pytest.raises(KeyboardInterrupt):
             parts.remove()
         monkeypatch.undo()

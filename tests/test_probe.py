@@ -15,17 +15,17 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from sqt_fast import container as container_module
-from sqt_fast import samples
-from sqt_fast.archive import find_videos
-from sqt_fast.decode import DecodeReport
 from sqt_fast.errors import VideoError
-from sqt_fast.packets import SHOWN, Packets
-from sqt_fast.probe import Orientation, Probe, Source, probe
-from sqt_fast.rows import _damage, _missing_end
-from sqt_fast.samples import FORMATS, Format
-from sqt_fast.scenes import draw, random_scene
-from sqt_fast.table import Row
+from sqt_fast.samples import encoding
+from sqt_fast.samples.encoding import FORMATS, Format
+from sqt_fast.samples.scenes import draw, random_scene
+from sqt_fast.table.rows import _damage, _missing_end
+from sqt_fast.table.schema import Row
+from sqt_fast.video import container as container_module
+from sqt_fast.video.archive import find_videos
+from sqt_fast.video.cpu_decoder import DecodeReport
+from sqt_fast.video.packets import SHOWN, Packets
+from sqt_fast.video.probe import Orientation, Probe, Source, probe
 from tests.videos import KINDS, MATRICES, copy, look, with_matrix, write, write_two_tracks
 
 pytestmark = pytest.mark.usefixtures("quiet_ffmpeg")
@@ -72,10 +72,10 @@ def look_by_hand(pts: NDArray[np.int64]) -> Probe:
 
 def encode(path: Path, form: Format, seconds: float = SECONDS) -> list[int]:
     """Write a video; return the ticks of 1 / form.fps at which frames begin, and at last the one where it ends."""
-    edges = samples._frame_edges(form, seconds, [1])
+    edges = encoding.frame_edges(form, seconds, [1])
     frames = draw(random_scene("clockwise", 1), (float(tick / form.fps) for tick in edges[:-1]), form.size)
-    with samples._silent_svt():
-        samples._encode(path, form, frames, edges)
+    with encoding.silent_svt():
+        encoding.encode_video(path, form, frames, edges)
     return edges
 
 
@@ -109,7 +109,7 @@ def decoded(path: Path) -> tuple[Times, list[int | None], float]:
 
 @pytest.mark.parametrize("form", FORMATS, ids=lambda f: f"{f.encoder}.{f.container}-{f.fps}-{len(f.ticks)}")
 def test_samples_are_known_to_the_frame(form: Format, tmp_path: Path) -> None:
-    form, _ = samples._available(form)
+    form, _ = encoding.available_format(form)
     path = tmp_path / f"a.{form.container}"
     edges = np.array(encode(path, form)) / float(form.fps)
     facts = look(path)
@@ -159,7 +159,7 @@ CONTAINERS = [
 
 @pytest.mark.parametrize(("container", "encoder"), CONTAINERS, ids=[".".join(pair[::-1]) for pair in CONTAINERS])
 def test_other_containers_with_b_frames(container: str, encoder: str, tmp_path: Path) -> None:
-    if not samples._has_encoder(encoder):
+    if not encoding.has_encoder(encoder):
         pytest.skip(f"this build of FFmpeg has no encoder {encoder}")
     facts = look(video(tmp_path, container, encoder, **({} if encoder == "libsvtav1" else {"bf": "2"})))
     assert facts.num_frames == 40
@@ -182,7 +182,7 @@ def test_times_that_are_not_the_pictures_own_are_not_trusted(tmp_path: Path) -> 
 def test_times_count_from_the_start_of_the_file(tmp_path: Path) -> None:
     """MPEG-TS may start at any hour; a video may start later than its sound."""
     form = Format("ts", "libx264", "yuv420p", SIZE, FPS, {"bf": "2"})
-    edges = samples._frame_edges(form, 1.0, [1])
+    edges = encoding.frame_edges(form, 1.0, [1])
     path = tmp_path / "late.ts"
     with av.open(str(path), "w", options={"fflags": "bitexact", "output_ts_offset": "5000"}) as container:
         sound = container.add_stream("aac", 48000, layout="mono")
@@ -194,7 +194,7 @@ def test_times_count_from_the_start_of_the_file(tmp_path: Path) -> None:
             samples_ = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
             samples_.sample_rate, samples_.pts = 48000, 1024 * k
             container.mux(sound.encode(samples_))
-        for frame in samples._timed(draw(random_scene("up", 0), [0.0] * 25, SIZE), form, edges):
+        for frame in encoding.timed_frames(draw(random_scene("up", 0), [0.0] * 25, SIZE), form, edges):
             frame.pts = (frame.pts or 0) + 5
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
@@ -226,7 +226,7 @@ def test_edit_list_hides_the_frames_before_it(tmp_path: Path) -> None:
 
 def test_hidden_vp8_pictures_are_no_frames(tmp_path: Path) -> None:
     """Encoders hide pictures that are only referred to; here the bit that shows a picture is cleared by hand."""
-    if not samples._has_encoder("libvpx"):
+    if not encoding.has_encoder("libvpx"):
         pytest.skip("this build of FFmpeg has no encoder libvpx")
     path = tmp_path / "hidden.webm"
     with av.open(str(video(tmp_path, "webm", "libvpx"))) as source, av.open(str(path), "w") as target:
@@ -259,7 +259,7 @@ def test_one_frame_lasts_as_long_as_its_rate_says(tmp_path: Path) -> None:
 def test_the_last_frame_may_last_long(tmp_path: Path) -> None:
     path, edges = tmp_path / "a.mp4", [0, 1, 2, 3, 4, 14]
     form = Format("mp4", "libx264", "yuv420p", SIZE, FPS, {"bf": "0"})
-    samples._encode(path, form, draw(random_scene("up", 0), [0.0] * 5, SIZE), edges)
+    encoding.encode_video(path, form, draw(random_scene("up", 0), [0.0] * 5, SIZE), edges)
     assert look(path).end_s == pytest.approx(14 / 25)
 
 
@@ -467,7 +467,7 @@ def test_cut_mp4_with_its_index_at_the_end_is_no_video(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("container", ["mkv", "webm", "avi"])
 def test_other_containers_that_are_cut(container: str, tmp_path: Path) -> None:
-    encoder = "libvpx" if container == "webm" and samples._has_encoder("libvpx") else "mpeg4"
+    encoder = "libvpx" if container == "webm" and encoding.has_encoder("libvpx") else "mpeg4"
     path = tmp_path / f"whole.{container if encoder != 'mpeg4' or container != 'webm' else 'mkv'}"
     encode(path, Format(container, encoder, "yuv420p", SIZE, FPS, {"g": "5"}))
     assert story(look(path)) == ""
@@ -598,7 +598,7 @@ def test_what_is_no_video_is_called_by_its_name(content: bytes, status: str, mes
 @pytest.mark.parametrize(("container", "encoder"), [("mp3", "libmp3lame"), ("mp4", "aac")])
 @pytest.mark.parametrize("cover", [True, False], ids=["cover", "no cover"])
 def test_sound_is_no_video_even_with_a_cover(container: str, encoder: str, cover: bool, tmp_path: Path) -> None:
-    if not samples._has_encoder(encoder):
+    if not encoding.has_encoder(encoder):
         pytest.skip(f"this build of FFmpeg has no encoder {encoder}")
     path = tmp_path / f"a.{container}"
     with av.open(str(path), "w") as target:

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from av.video.reformatter import Interpolation
 
-from sqt_fast import reader as reader_module
+from sqt_fast.engine.segment_decoder import SegmentSample
 from sqt_fast.errors import VideoError
-from sqt_fast.nvdec import Sample
-from sqt_fast.packets import RANDOM_ACCESS
 from sqt_fast.pipelines.decode import SegmentPipeline
-from sqt_fast.reader import PacketReader, is_cropped_at_end, remux
-from sqt_fast.segments import plan_segments
+from sqt_fast.video import reader as reader_module
+from sqt_fast.video.packets import RANDOM_ACCESS
+from sqt_fast.video.reader import PacketReader, is_cropped_at_end, remux
+from sqt_fast.video.segments import plan_segments
 from tests.test_segments import digest, known
 from tests.videos import drift, look, write
 
@@ -167,7 +167,7 @@ def test_dali_finds_the_wanted_frames(name: str, folder: Path) -> None:
     assert [segment.start for segment in segments] == [0, 48]
     size = (facts.source.height, facts.source.width)
     with PacketReader(facts.source) as reader:
-        samples = [Sample(remux(reader, segment), segment.indices, size) for segment in segments]
+        samples = [SegmentSample(remux(reader, segment), segment.indices, size) for segment in segments]
     pipeline = SegmentPipeline(64, device_id=None, batch_size=len(samples), num_threads=1)
     for images, segment in zip(pipeline.run(samples), segments, strict=True):
         assert np.array_equal(images.numpy(), whole[segment.numbers])

@@ -8,8 +8,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from sqt_fast.probe import Orientation
-from sqt_fast.resize import resize, upright
+from sqt_fast.clips.resize import resize, upright
+from sqt_fast.video.probe import Orientation
 
 UInt8 = NDArray[np.uint8]
 

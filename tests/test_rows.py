@@ -6,14 +6,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sqt_fast.archive import VideoFile
-from sqt_fast.decode import DecodeReport
 from sqt_fast.errors import VideoError
-from sqt_fast.packets import PacketColumns
-from sqt_fast.probe import Orientation, Probe, Source
-from sqt_fast.rows import RowStyle, Scored, failed_row, video_rows
-from sqt_fast.sampling import ClipPlan, plan_clips
-from sqt_fast.table import Row
+from sqt_fast.table.rows import RowStyle, Scored, failed_row, video_rows
+from sqt_fast.table.schema import Row
+from sqt_fast.video.archive import VideoFile
+from sqt_fast.video.cpu_decoder import DecodeReport
+from sqt_fast.video.packets import PacketColumns
+from sqt_fast.video.probe import Orientation, Probe, Source
+from sqt_fast.video.sampling import ClipPlan, plan_clips
 
 FPS = 10.0
 LABELS = ("a", "b", "c", "d")

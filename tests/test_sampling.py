@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sqt_fast.sampling import (
+from sqt_fast.video.sampling import (
     ClipPlan,
     Float64,
     frames_at_rate,

@@ -13,14 +13,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sqt_fast import reader as reader_module
-from sqt_fast.archive import find_videos
-from sqt_fast.decode import DecodeReport, _wanted
-from sqt_fast.packets import DROPPABLE, NO_TIME, RANDOM_ACCESS, SHOWN, Packets
-from sqt_fast.probe import Probe
-from sqt_fast.reader import PacketReader
-from sqt_fast.sampling import Int64
-from sqt_fast.segments import Segment, plan_segments
+from sqt_fast.video import reader as reader_module
+from sqt_fast.video.archive import find_videos
+from sqt_fast.video.cpu_decoder import DecodeReport, _wanted
+from sqt_fast.video.packets import DROPPABLE, NO_TIME, RANDOM_ACCESS, SHOWN, Packets
+from sqt_fast.video.probe import Probe
+from sqt_fast.video.reader import PacketReader
+from sqt_fast.video.sampling import Int64
+from sqt_fast.video.segments import Segment, plan_segments
 from tests.videos import KINDS, look, write
 
 pytestmark = pytest.mark.usefixtures("quiet_ffmpeg")

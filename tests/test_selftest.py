@@ -13,15 +13,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from sqt_fast import selftest
-from sqt_fast.nvdec import Sample, SegmentDecoder, SegmentError, dali_pipelines
-from sqt_fast.resize import resize
-from sqt_fast.selftest import CLIPS, NUM_FRAMES, draw_number, encode, host_frames, read_number, working_codecs
+from sqt_fast.clips.resize import resize
+from sqt_fast.engine import selftest
+from sqt_fast.engine.segment_decoder import SegmentDecoder, SegmentError, SegmentSample, dali_pipelines
+from sqt_fast.engine.selftest import CLIPS, NUM_FRAMES, draw_number, encode, host_frames, read_number, working_codecs
 
 SHORT_SIDE = 64
 
 
-def right(sample: Sample) -> Tensor:
+def right(sample: SegmentSample) -> Tensor:
     """Decode as the GPU should."""
     return resize(torch.from_numpy(host_frames(sample)), SHORT_SIDE)
 
@@ -51,7 +51,7 @@ def test_clip_is_what_segments_are(codec: str) -> None:
 @pytest.mark.parametrize("codec", CLIPS)
 def test_numbers_can_be_read_after_coding(codec: str) -> None:
     height, width = CLIPS[codec].size[::-1]
-    sample = Sample(encode(CLIPS[codec]), np.arange(NUM_FRAMES, dtype=np.int32), (height, width))
+    sample = SegmentSample(encode(CLIPS[codec]), np.arange(NUM_FRAMES, dtype=np.int32), (height, width))
     for display_size in (None, (height - 12, width - 20)):
         frames = host_frames(replace(sample, display_size=display_size))
         images = resize(torch.from_numpy(frames), SHORT_SIDE).numpy()
@@ -73,33 +73,33 @@ def test_dali_on_the_cpu_has_vp8_and_vp9_only(cpu_decoder: SegmentDecoder) -> No
     }
 
 
-def one_frame_late(sample: Sample) -> Tensor:
+def one_frame_late(sample: SegmentSample) -> Tensor:
     images = right(sample)
     images[2] = images[3]
     return images
 
 
-def uncropped(sample: Sample) -> Tensor:
+def uncropped(sample: SegmentSample) -> Tensor:
     return right(replace(sample, display_size=None))
 
 
-def other_matrix(sample: Sample) -> Tensor:
-    from sqt_fast.colour import correct
+def other_matrix(sample: SegmentSample) -> Tensor:
+    from sqt_fast.clips.colour import correct
 
     return correct(right(sample), 1)
 
 
-def empty_at_the_end(sample: Sample) -> Tensor:
+def empty_at_the_end(sample: SegmentSample) -> Tensor:
     images = right(sample)
     images[-1] = 0  # memory that nobody wrote to
     return images
 
 
-def refusal(sample: Sample) -> Tensor:
+def refusal(sample: SegmentSample) -> Tensor:
     raise SegmentError("NVDEC has no such codec")
 
 
-FAULTS: dict[str, tuple[Callable[[Sample], Tensor], str]] = {
+FAULTS: dict[str, tuple[Callable[[SegmentSample], Tensor], str]] = {
     "one frame late": (one_frame_late, "frames [1, 4, 7, 10"),
     "a frame missing": (lambda sample: right(sample)[:-1], "frames of shape (13, 64, 85, 3) came, not (14, 64, 85, 3)"),
     "not cropped": (uncropped, "came, not"),
@@ -110,7 +110,7 @@ FAULTS: dict[str, tuple[Callable[[Sample], Tensor], str]] = {
 
 
 @pytest.mark.parametrize(("decode", "reason"), FAULTS.values(), ids=FAULTS)
-def test_fault_turns_the_codec_off(decode: Callable[[Sample], Tensor], reason: str) -> None:
+def test_fault_turns_the_codec_off(decode: Callable[[SegmentSample], Tensor], reason: str) -> None:
     found = working_codecs(decode, ["vp9"], short_side=SHORT_SIDE)["vp9"]
     assert found is not None
     assert reason in found
@@ -120,7 +120,7 @@ def test_fault_turns_the_codec_off(decode: Callable[[Sample], Tensor], reason: s
 def test_decoder_that_hangs_is_left_behind() -> None:
     never = threading.Event()
 
-    def hang(sample: Sample) -> Tensor:
+    def hang(sample: SegmentSample) -> Tensor:
         if sample.coded_size == CLIPS["vp8"].size[::-1]:
             never.wait()
         return right(sample)

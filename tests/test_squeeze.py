@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sqt_fast.kernels.clip import MEAN, STD, squeeze_reference
 from sqt_fast.kernels.launch import executing
 from sqt_fast.kernels.squeeze import DTYPES, squeeze, squeeze_clips_reference
-from tests.test_clip import noise
+from sqt_fast.kernels.squeeze_host import MEAN, STD, squeeze_reference
+from tests.test_squeeze_host import noise
 
 
 @dataclass(frozen=True)

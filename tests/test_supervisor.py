@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from sqt_fast.archive import VideoFile
-from sqt_fast.child import Child
 from sqt_fast.config import IndexConfig
+from sqt_fast.engine.memory import Resources
+from sqt_fast.engine.process import ChildProcess
+from sqt_fast.engine.results import EarlierRun, RunCounters
+from sqt_fast.engine.supervisor import AHEAD, ATTEMPTS, HANG_FACTOR, Supervisor
 from sqt_fast.errors import BackendError, CheckpointError
-from sqt_fast.memory import Resources
-from sqt_fast.results import Earlier, Tally
-from sqt_fast.supervisor import AHEAD, ATTEMPTS, HANG_FACTOR, Supervisor
+from sqt_fast.video.archive import VideoFile
 from tests.poison import CHOICE, LOADED, Script, descendants, wait_until
 from tests.watching import Remembering
 
@@ -26,11 +26,11 @@ DECODERS = 2
 def _fake_devices(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Devices are scripts; none may be left."""
 
-    def start(target: str, *args: Any, **options: Any) -> Child:
-        assert target == "sqt_fast.device:serve"
-        return Child("tests.poison:serve_script", *args, **options)
+    def start(target: str, *args: Any, **options: Any) -> ChildProcess:
+        assert target == "sqt_fast.engine.worker:serve"
+        return ChildProcess("tests.poison:serve_script", *args, **options)
 
-    monkeypatch.setattr("sqt_fast.supervisor.Child", start)
+    monkeypatch.setattr("sqt_fast.engine.supervisor.ChildProcess", start)
     yield
     assert wait_until(lambda: not descendants(os.getpid()), 2)
 
@@ -56,7 +56,7 @@ class Lab:
         """Return status and message of every video, each once."""
         with closing(self.supervisor):
             assert self.supervisor.load() == LOADED
-            assert self.supervisor.open(Earlier(), 7) == CHOICE
+            assert self.supervisor.open(EarlierRun(), 7) == CHOICE
             results = list(self.supervisor.label(todo))
         names = [result.video.path for result in results]
         assert sorted(names) == sorted(video.path for video in todo), "a video was lost or came twice"
@@ -73,7 +73,7 @@ def test_all_is_well(tmp_path: Path) -> None:
     assert lab.log()[-1] == "finished"
     assert lab.watcher.notes == ["load with 0", "open with 2"]
     assert lab.watcher.num_clips == 40
-    assert lab.supervisor.tally == Tally(clips=40, video_s=20.0, network_s=10.0, wait_s=0.25)
+    assert lab.supervisor.tally == RunCounters(clips=40, video_s=20.0, network_s=10.0, wait_s=0.25)
 
 
 def test_the_tally_is_one_object(tmp_path: Path) -> None:
@@ -172,7 +172,7 @@ def test_a_process_that_cannot_be_started_again_ends_the_run(tmp_path: Path) -> 
     lab = Lab(tmp_path, deadly=frozenset({"v03"}))
     with closing(lab.supervisor) as supervisor:
         supervisor.load()
-        supervisor.open(Earlier(), 7)
+        supervisor.open(EarlierRun(), 7)
         object.__setattr__(lab.script, "broken", "open")
         with pytest.raises(BackendError, match="while it made ready"):
             list(supervisor.label(MANY))
@@ -183,7 +183,7 @@ def test_deaths_while_it_starts_again_are_not_the_videos_fault(tmp_path: Path) -
     lab = Lab(tmp_path, deadly=frozenset({"v00"}), times=ATTEMPTS - 1)
     with closing(lab.supervisor) as supervisor:
         supervisor.load()
-        supervisor.open(Earlier(), 7)
+        supervisor.open(EarlierRun(), 7)
         object.__setattr__(lab.script, "broken", "load")
         (result,) = supervisor.label(MANY[:1])
     assert result.rows[0].status == "ok"
@@ -201,15 +201,15 @@ def test_it_is_opened_again_as_it_was(tmp_path: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(Supervisor, "_ask", spy)
     Lab(tmp_path, deadly=frozenset({"v00"}), times=1).run(MANY[:1])
-    again = ("open", Earlier(CHOICE, whole=True), 0)
-    assert asked == [("load",), ("open", Earlier(), 7), ("load",), again]
+    again = ("open", EarlierRun(CHOICE, whole=True), 0)
+    assert asked == [("load",), ("open", EarlierRun(), 7), ("load",), again]
 
 
 def test_a_death_after_the_last_result_does_no_harm(tmp_path: Path) -> None:
     lab = Lab(tmp_path)
     with closing(lab.supervisor) as supervisor:
         supervisor.load()
-        supervisor.open(Earlier(), 7)
+        supervisor.open(EarlierRun(), 7)
         for result in supervisor.label(MANY[:1]):
             assert supervisor._child is not None
             os.kill(supervisor._child.process.pid, signal.SIGKILL)
@@ -221,7 +221,7 @@ def test_closing_ends_the_process(tmp_path: Path, how: str) -> None:
     lab = Lab(tmp_path, silent=frozenset({"v03"}))
     with closing(lab.supervisor) as supervisor:
         supervisor.load()
-        supervisor.open(Earlier(), 7)
+        supervisor.open(EarlierRun(), 7)
         results = supervisor.label(MANY)
         next(results)
         if how == "close":

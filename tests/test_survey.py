@@ -8,23 +8,23 @@ from pathlib import Path
 
 import pytest
 
-from sqt_fast import samples
 from sqt_fast import survey as survey_module
-from sqt_fast.archive import VideoFile, find_videos
+from sqt_fast.clips.recipe import Recipe
 from sqt_fast.config import FAST, OFFICIAL
-from sqt_fast.host import HostProcess
-from sqt_fast.probe import Probe
-from sqt_fast.recipe import Recipe
-from sqt_fast.samples import Format
-from sqt_fast.scenes import draw, random_scene
+from sqt_fast.engine.decoder_process import DecoderProcess
+from sqt_fast.samples import encoding
+from sqt_fast.samples.encoding import Format
+from sqt_fast.samples.scenes import draw, random_scene
 from sqt_fast.survey import Finding, estimate_clips, survey, totals
+from sqt_fast.video.archive import VideoFile, find_videos
+from sqt_fast.video.probe import Probe
 from tests.poison import Poison, Slow, descendants
 
 
 def encode(path: Path, num_frames: int, encoder: str = "libx264") -> None:
     form = Format(path.suffix[1:], encoder, "yuv420p", (64, 48), Fraction(25))
     edges = list(range(num_frames + 1))
-    samples._encode(path, form, draw(random_scene("up", 0), (t / 25 for t in edges[:-1]), form.size), edges)
+    encoding.encode_video(path, form, draw(random_scene("up", 0), (t / 25 for t in edges[:-1]), form.size), edges)
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +154,7 @@ def test_an_estimate_looks_at_few_files_of_many(monkeypatch: pytest.MonkeyPatch)
     videos = [VideoFile(f"{i:04d}.mp4", 1, 1) for i in range(1000)]
     looked: list[str] = []
 
-    def look(video: VideoFile, recipe: Recipe, host: HostProcess) -> Finding:
+    def look(video: VideoFile, recipe: Recipe, host: DecoderProcess) -> Finding:
         looked.append(video.path)
         return Finding(video, num_clips=2 if int(video.path[:4]) < 500 else 6)
 

@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from sqt_fast import torchfile
 from sqt_fast.errors import CheckpointError
-from sqt_fast.torchfile import read_legacy, read_zip
+from sqt_fast.network import torchfile
+from sqt_fast.network.torchfile import read_legacy, read_zip
 
 
 class Touch:

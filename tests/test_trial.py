@@ -9,11 +9,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from triton.compiler.errors import CompilationError
 
-from sqt_fast import tune as module
 from sqt_fast.errors import BackendError
 from sqt_fast.kernels import tuned
 from sqt_fast.kernels.launch import Config, Launch, Problem, executing
 from sqt_fast.kernels.pointwise import pointwise, pointwise_reference
+from sqt_fast.tuning import tune as module
 from tests.fake_gpu import (
     GPU,
     OUT_OF_RESOURCES,

@@ -10,15 +10,15 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from sqt_fast import tune as module
 from sqt_fast.cli import main
 from sqt_fast.errors import BackendError, ConfigError, InterruptedRunError
-from sqt_fast.fused import FusedNetwork
-from sqt_fast.inference import InferenceModel
 from sqt_fast.kernels import tuned
 from sqt_fast.kernels.launch import Config, Launch, Problem, best_config, executing
-from sqt_fast.model import SqueezeTime
-from sqt_fast.tune import BEFORE, Gpu, TuneConfig, Tuned, Tuner, tune, tune_on
+from sqt_fast.network.fused import FusedNetwork
+from sqt_fast.network.inference import InferenceModel
+from sqt_fast.network.model import SqueezeTime
+from sqt_fast.tuning import tune as module
+from sqt_fast.tuning.tune import BEFORE, Gpu, TuneConfig, Tuned, Tuner, tune, tune_on
 from tests.fake_gpu import GPU, FakeStopwatch
 
 pytestmark = pytest.mark.usefixtures("empty_cache")

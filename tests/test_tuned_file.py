@@ -6,7 +6,7 @@ import pytest
 
 from sqt_fast.errors import ConfigError, OutputError
 from sqt_fast.kernels import tuned
-from sqt_fast.tuned_file import Place, TunedFile
+from sqt_fast.tuning.tuned_file import Place, TunedFile
 from tests.fake_gpu import GPU, A, B, a_file, on_disk
 
 PLACE = Place("op bf16 c=1", 10)

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sqt_fast.kinds import PacketKind
-from sqt_fast.vp9 import read_vp9
+from sqt_fast.video.packet_kinds import PacketKind
+from sqt_fast.video.vp9 import read_vp9
 from tests.test_av1 import SIZE, Stream, encoded, packed, pictures, read_stream, shown
 
 pytestmark = pytest.mark.usefixtures("quiet_ffmpeg")

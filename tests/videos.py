@@ -12,10 +12,10 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-from sqt_fast import samples
-from sqt_fast.archive import find_videos
-from sqt_fast.probe import Probe, probe
-from sqt_fast.scenes import draw, random_scene
+from sqt_fast.samples import encoding
+from sqt_fast.samples.scenes import draw, random_scene
+from sqt_fast.video.archive import find_videos
+from sqt_fast.video.probe import Probe, probe
 
 UInt8 = NDArray[np.uint8]
 
@@ -230,7 +230,7 @@ def write(name: str, folder: Path) -> Path:
     first = path if kind.after is None else folder / f"before-{path.name}"
     if kind.container == path.suffix[1:] and kind.encoder == "mpeg4" and kind.after is not None:
         first = first.with_suffix(".mp4")  # AVI has lost the order of pictures
-    with samples._silent_svt(), av.open(str(first), "w") as container:
+    with encoding.silent_svt(), av.open(str(first), "w") as container:
         _encode(container, kind)
     if kind.after is not None:
         kind.after(first, path)

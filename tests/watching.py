@@ -1,6 +1,6 @@
 """A watcher of runs (``sqt_fast.index.Watcher``) that says nothing."""
 
-from sqt_fast.results import VideoResult
+from sqt_fast.engine.results import VideoResult
 
 
 class Remembering:

@@ -1,0 +1,1 @@
+"""From decoded frames to what the network takes: which clips, resized, cropped, squeezed, batched."""

@@ -1,0 +1,74 @@
+"""Batches squeezed on the GPU: clips travel as bytes, a quarter or half of what they are squeezed; crops share them."""
+
+from collections.abc import Iterator
+from itertools import groupby
+
+import torch
+import triton
+from torch import Tensor
+
+from sqt_fast.clips.batches import View
+from sqt_fast.clips.crops import crop_corners
+from sqt_fast.clips.gather import Clip
+from sqt_fast.config import ClipProtocol
+from sqt_fast.errors import BackendError, first_line
+from sqt_fast.kernels.squeeze import squeeze
+from sqt_fast.network.model import INPUT_CHANNELS
+from sqt_fast.video.sampling import NUM_FRAMES
+
+
+class DeviceBatches:
+    """Carry bytes to the GPU and squeeze there. dtype: the network's; device: cuda, or cpu under the interpreter.
+
+    Raises BackendError where the kernel does not run: one clip is tried at once.
+    """
+
+    def __init__(self, protocol: ClipProtocol, dtype: torch.dtype, device: str) -> None:
+        self.protocol, self.dtype, self.device = protocol, dtype, device
+        self.is_cuda = device.startswith("cuda")
+        blank = torch.zeros((protocol.crop_size, protocol.crop_size, 3), dtype=torch.uint8)
+        try:
+            self.batch(list(self.views(Clip(0, [blank] * NUM_FRAMES, 0))), protocol.num_crops)
+        except (triton.TritonError, RuntimeError) as error:
+            raise BackendError(first_line(error)) from error
+
+    def views(self, clip: Clip) -> Iterator[View]:
+        """See Batches. All crops share the bytes, which lie where the GPU can fetch them by itself."""
+        height, width, _ = clip.images[0].shape
+        frames = torch.empty((len(clip.images), height, width, 3), dtype=torch.uint8, pin_memory=self.is_cuda)
+        torch.stack(clip.images, out=frames)
+        size = self.protocol.crop_size
+        for crop, (top, left) in enumerate(crop_corners(height, width, size, self.protocol.num_crops)):
+            yield View(clip.clip_index, crop, frames, clip.missing, top, left)
+
+    def batch(self, views: list[View], batch_size: int) -> Tensor:
+        """See Batches. One launch for neighbours of one size: most often, for all."""
+        size = self.protocol.crop_size
+        batch = torch.zeros((batch_size, INPUT_CHANNELS, size, size), dtype=self.dtype, device=self.device)
+        batch = batch.contiguous(memory_format=torch.channels_last)
+        start = 0
+        for _, group in groupby(views, key=lambda view: view.clip.shape):
+            members = list(group)
+            self._squeeze(members, batch[start : start + len(members)])
+            start += len(members)
+        return batch
+
+    def _squeeze(self, views: list[View], out: Tensor) -> None:
+        """Squeeze views of frames of one size into ``out``; frames that several share go to the GPU once."""
+        places = {id(view.clip): i for i, view in enumerate({id(view.clip): view for view in views}.values())}
+        clips = {places[id(view.clip)]: view.clip for view in views}
+        length = views[0].clip.shape[0]
+        frames = torch.empty((len(clips) * length, *views[0].clip.shape[1:]), dtype=torch.uint8, device=self.device)
+        for place, clip in clips.items():
+            frames[place * length : (place + 1) * length].copy_(clip, non_blocking=True)
+        first = torch.tensor([places[id(view.clip)] * length for view in views], dtype=torch.int32)
+        index = first[:, None] + torch.arange(length, dtype=torch.int32)
+        corners = torch.tensor([[view.top, view.left] for view in views], dtype=torch.int32)
+        squeeze(
+            frames,
+            index.to(self.device),
+            corners=corners.to(self.device),
+            size=self.protocol.crop_size,
+            dtype=self.dtype,
+            out=out,
+        )

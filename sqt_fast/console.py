@@ -1,0 +1,146 @@
+"""What a person sees: progress and summary on stderr, the dry run's findings on stdout."""
+
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from sqt_fast.engine.results import VideoResult
+from sqt_fast.engine.summary import Summary
+from sqt_fast.survey import Finding
+
+# Seconds between plain lines where there is no terminal to draw on.
+PLAIN_EVERY_S = 10.0
+
+
+class ConsoleWatcher:
+    """Progress on stderr: a live bar on a terminal, a line now and then elsewhere, nothing when quiet."""
+
+    def __init__(self, *, quiet: bool = False, verbose: bool = False) -> None:
+        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self.quiet, self.verbose = quiet, verbose
+        self.total = self.done = self.failed = self.num_clips = 0
+        self.video_s = 0.0
+        self.begun = self.last_line = time.perf_counter()
+        self.bar: Progress | None = None
+        self.task: TaskID | None = None
+
+    def __enter__(self) -> "ConsoleWatcher":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+
+    def note(self, text: str) -> None:
+        """Say one line."""
+        if not self.quiet:
+            self.console.print(escape(text))
+
+    def begin(self, total: int, done: int) -> None:
+        """Start counting. done: videos of an earlier run."""
+        self.total, self.begun = total, time.perf_counter()
+        if done:
+            self.note(f"{done} videos were done before")
+        if not self.quiet and self.console.is_terminal:
+            columns = (
+                TextColumn("{task.completed:.0f}/{task.total:.0f} videos"),
+                BarColumn(bar_width=30),
+                TextColumn("{task.fields[rates]}"),
+                TimeElapsedColumn(),
+                TextColumn("ETA"),
+                TimeRemainingColumn(),
+            )
+            self.bar = Progress(*columns, console=self.console, transient=True)
+            self.task = self.bar.add_task("", total=total, rates="")
+            self.bar.start()
+
+    def clips(self, count: int) -> None:
+        """Count labelled clips."""
+        self.num_clips += count
+        self._show()
+
+    def video(self, result: VideoResult) -> None:
+        """Count a finished video, and name it if something is wrong with it."""
+        self.done += 1
+        self.video_s += result.duration_s
+        if result.failure is not None:
+            self.failed += 1
+            if self.verbose:
+                self.note(f"{result.failure.path}: {result.failure.status}: {result.failure.error_message}")
+        self._show()
+
+    def _show(self) -> None:
+        now = time.perf_counter()
+        seconds = max(now - self.begun, 1e-9)
+        rates = f"{self.failed} failed  {self.num_clips / seconds:.1f} clips/s  {self.video_s / seconds:.1f}x realtime"
+        if self.bar is not None and self.task is not None:
+            self.bar.update(self.task, completed=self.done, rates=rates)
+        elif not self.quiet and now - self.last_line > PLAIN_EVERY_S:
+            self.last_line = now
+            eta = f"ETA {_clock(seconds / self.done * (self.total - self.done))}" if self.done else "ETA unknown"
+            self.note(f"{self.done}/{self.total} videos  {rates}  {eta}")
+
+
+def print_summary(summary: Summary, console: Console) -> None:
+    """Print the table that ends a run."""
+    tally = summary.tally
+    grid = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    grid.add_row("table", escape(summary.output) + ("  (labels mean nothing)" if summary.labels_mean_nothing else ""))
+    videos = f"{summary.videos}" + (f", {summary.already_done} of them done before" if summary.already_done else "")
+    grid.add_row("videos", videos)
+    grid.add_row("rows", str(summary.rows))
+    reasons = _counts(summary.failures)
+    grid.add_row("failed", f"{summary.failed}" + (f": {reasons}" if reasons else ""))
+    grid.add_row("packets", f"{tally.packets_read} read, {tally.packets_dropped} of them dropped undecoded")
+    grid.add_row("frames", f"{tally.frames_decoded} decoded, {tally.frames_wanted} wanted")
+    grid.add_row("wall time", f"{summary.wall_s:.1f} s, {summary.start_s:.1f} s of it to start the network")
+    if tally.clips:
+        grid.add_row("clips", f"{tally.clips}, {tally.clips / summary.labelling_s:.1f} a second")
+        grid.add_row("speed", f"{tally.video_s / summary.labelling_s:.1f}x realtime, limited by {summary.limit}")
+        grid.add_row("network", summary.backend)
+    console.print(grid)
+
+
+def print_findings(findings: Iterable[Finding], sums: dict[str, Any]) -> None:
+    """Print what a dry run found, one line a file, to stdout."""
+    out = Console(file=sys.stdout, highlight=False, soft_wrap=True)
+    for finding in findings:
+        out.print(escape(_line(finding)))
+    reasons, codecs = _counts(sums["failures"]), _counts(sums["codecs"])
+    out.print(f"{sums['videos']} videos, {_clock(sums['duration_s'])} of video, {sums['size_bytes'] / 1e6:.1f} MB")
+    out.print(f"codecs: {codecs or 'none'}")
+    out.print(f"cannot be labelled: {sums['failed']}" + (f" ({reasons})" if reasons else ""))
+    if sums["already_done"]:
+        out.print(f"done before: {sums['already_done']}")
+    out.print(f"would label {sums['clips']} clips")
+
+
+def _line(finding: Finding) -> str:
+    if finding.facts is None:
+        assert finding.error is not None
+        return f"{finding.video.name}  {finding.error.status}: {finding.error}"
+    facts = finding.facts
+    size, rotation = f"{facts.source.width}x{facts.source.height}", facts.source.orientation.rotation
+    turned = f" turned {rotation}" if rotation else ""
+    rate = f"{facts.fps:.2f} fps" + (" (varies)" if facts.is_vfr else "")
+    broken = f"  {facts.broken}" if facts.broken else ""
+    return (
+        f"{finding.video.name}  {facts.codec} {size}{turned}  {rate}  {facts.duration_s:.2f} s  "
+        f"{finding.num_clips} clips{broken}"
+    )
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in counts.items())
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}"

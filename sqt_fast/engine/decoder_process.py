@@ -1,0 +1,273 @@
+"""The host route in processes of their own: files are opened, probed, decoded and remuxed where a crash costs nothing.
+
+One ``DecoderProcess`` belongs to one thread. Frames come back through memory that both sides see, in two slots: while
+one is read, the next is filled.
+"""
+
+import mmap
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sqt_fast.engine.process import ChildError, ChildProcess, shared_memory
+from sqt_fast.errors import BackendError, VideoError
+from sqt_fast.video.archive import VideoFile
+from sqt_fast.video.container import MAX_PIXELS
+from sqt_fast.video.cpu_decoder import CpuDecoder, DecodeReport, Frames, NewBuffer, Pixels
+from sqt_fast.video.probe import Probe, Source
+from sqt_fast.video.reader import PacketReader, is_cropped_at_end, remux
+from sqt_fast.video.segments import Segment
+
+TICK_S = 1.0
+NUM_SLOTS = 2
+# Room for the largest picture there can be. What is not used costs no memory.
+SLOT_BYTES = 3 * MAX_PIXELS
+
+
+class Tools(Protocol):
+    """What works inside the process. Tests put something else in its place."""
+
+    def probe(self, video: VideoFile, progress: Callable[[], None]) -> tuple[Probe, PacketReader]:
+        """Return what there is to know of ``video``, and the open file."""
+
+    def frames(
+        self, reader: PacketReader, segment: Segment, report: DecodeReport, new_buffer: NewBuffer
+    ) -> Iterator[Frames]:
+        """Decode ``segment`` into buffers."""
+
+
+class CpuTools:
+    """The real ones."""
+
+    def probe(self, video: VideoFile, progress: Callable[[], None]) -> tuple[Probe, PacketReader]:
+        return PacketReader.probing(video, progress)
+
+    def frames(
+        self, reader: PacketReader, segment: Segment, report: DecodeReport, new_buffer: NewBuffer
+    ) -> Iterator[Frames]:
+        return CpuDecoder(new_buffer).frames(reader, segment, report)
+
+
+@dataclass(frozen=True)
+class Remuxed:
+    """A segment as a file of its own. is_uncropped: its pictures are shown as coded, what counts is upper left."""
+
+    data: bytes
+    is_uncropped: bool
+    report: DecodeReport
+
+
+ToolsFactory = Callable[[], Tools]
+
+
+class DecoderProcess:
+    """A host decoder in a process of its own, started when first needed and again after it died.
+
+    Every method raises VideoError for what is wrong with a file, child.ChildError when the process died or hung, and
+    BackendError when none can be had.
+    """
+
+    def __init__(
+        self,
+        *,
+        tools: ToolsFactory = CpuTools,
+        hang_s: float = 60.0,
+        on_progress: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.tools, self.hang_s, self.on_progress = tools, hang_s, on_progress
+        self._child: ChildProcess | None = None
+        self._stopped = False
+
+    def probe(self, video: VideoFile) -> Probe:
+        """Return what there is to know of ``video``."""
+        facts: Probe = self._ask("probe", video)
+        return facts
+
+    def remux(self, source: Source, segment: Segment, uncropped: tuple[int, int] | None) -> Remuxed:
+        """Return ``segment`` as a file of its own, uncropped if it can be."""
+        remuxed: Remuxed = self._ask("remux", source, segment, uncropped)
+        return remuxed
+
+    def frames(
+        self, source: Source, segment: Segment, report: DecodeReport, *, num_threads: int = 1
+    ) -> Iterator[Frames]:
+        """Decode ``segment`` and yield its wanted frames in chunks, each valid until the next is asked for."""
+        self._send("frames", source, segment, num_threads)
+        finished = False
+        try:
+            while True:
+                answer = self._answer()
+                if isinstance(answer, DecodeReport):
+                    report.add(answer)
+                    finished = True
+                    return
+                slot, numbers, shape = answer
+                yield Frames(numbers, self._slot(slot, shape))
+                self._send("free")
+        except VideoError:
+            finished = True
+            raise
+        finally:
+            if not finished:  # nobody wants the rest
+                self.close()
+
+    def close(self) -> None:
+        """End the process."""
+        if self._child is not None:
+            self._child.kill()
+            self._child = None
+
+    def stop(self) -> None:
+        """End the process from another thread, for good; the one that waits for it sees it die."""
+        self._stopped = True
+        if (child := self._child) is not None:
+            child.process.kill()
+
+    def _slot(self, slot: int, shape: tuple[int, ...]) -> Pixels:
+        assert self._child is not None
+        assert self._child.memory is not None
+        return _view(self._child.memory, slot * SLOT_BYTES, shape)
+
+    def _ask(self, *request: Any) -> Any:
+        self._send(*request)
+        return self._answer()
+
+    def _send(self, *request: Any) -> None:
+        try:
+            if self._child is None:
+                self._child = self._start()
+            if not self._stopped:  # looked at after the child is known: stop() sets it before it looks for the child
+                self._child.send(request)
+                return
+        except Exception:
+            self.close()
+            raise
+        self.close()
+        raise ChildError("the decoder was stopped")
+
+    def _start(self) -> ChildProcess:
+        try:
+            return ChildProcess(
+                "sqt_fast.engine.decoder_process:serve",
+                self.tools,
+                title="decoder",
+                memory_bytes=NUM_SLOTS * SLOT_BYTES,
+            )
+        except OSError as error:  # the machine's, not the file's
+            raise BackendError(f"no more processes can be started: {(error.strerror or str(error)).lower()}") from error
+
+    def _answer(self) -> Any:
+        """Return the next answer that is more than a sign of life."""
+        assert self._child is not None
+        try:
+            while (answer := self._child.receive(self.hang_s)) is None:
+                self.on_progress()
+        except BaseException:
+            self.close()
+            raise
+        self.on_progress()
+        if isinstance(answer, VideoError):
+            raise answer
+        return answer
+
+
+def serve(connection: "Connection[Any, Any]", make_tools: ToolsFactory) -> None:
+    """Answer requests in the child process: (name, arguments...) to a value, a VideoError, or frames."""
+    _Server(connection, make_tools()).run()
+
+
+class _Server:
+    """The other side of DecoderProcess."""
+
+    def __init__(self, connection: "Connection[Any, Any]", tools: Tools) -> None:
+        self.connection, self.tools = connection, tools
+        self.sent = self.freed = 0
+        self.memory = shared_memory()
+        self.reader: PacketReader | None = None
+        self.may_uncrop: bool | None = None  # of the open file; None: not known yet
+        self.last_tick = time.monotonic()
+
+    def run(self) -> None:
+        answers: dict[str, Callable[..., Any]] = {"probe": self.probe, "remux": self.remux, "frames": self.frames}
+        while True:
+            name, *args = self.connection.recv()
+            try:
+                answer = answers[name](*args)
+            except VideoError as error:
+                answer = error
+            except MemoryError:
+                answer = VideoError("too_large", "not enough memory to decode it")
+            except Exception as error:  # noqa: BLE001 - whatever one file does, it gets a row
+                answer = VideoError.unforeseen(error)
+            self.connection.send(answer)
+
+    def tick(self) -> None:
+        """Say that work goes on."""
+        now = time.monotonic()
+        if now - self.last_tick > TICK_S:
+            self.last_tick = now
+            self.connection.send(None)
+
+    def probe(self, video: VideoFile) -> Probe:
+        self._close()
+        facts, self.reader = self.tools.probe(video, self.tick)
+        return facts
+
+    def remux(self, source: Source, segment: Segment, uncropped: tuple[int, int] | None) -> Remuxed:
+        reader = self._open(source, 1)
+        before = reader.packets_read
+        data = remux(reader, segment, uncropped=uncropped if self.may_uncrop else None)
+        report = DecodeReport(
+            frames_decoded=segment.num_kept,
+            frames_wanted=len(segment.numbers),
+            packets_read=reader.packets_read - before,
+            packets_dropped=len(segment.keep) - segment.num_kept,
+        )
+        if uncropped is not None and self.may_uncrop is None:  # once a file: it takes a second remux and two pictures
+            whole = remux(reader, segment, uncropped=uncropped)
+            self.may_uncrop = is_cropped_at_end(whole, data)
+            data = whole if self.may_uncrop else data
+        return Remuxed(data, uncropped is not None and bool(self.may_uncrop), report)
+
+    def frames(self, source: Source, segment: Segment, num_threads: int) -> DecodeReport:
+        """Send the frames, then return the report."""
+        report, self.sent, self.freed = DecodeReport(), 0, 0
+        reader = self._open(source, num_threads)
+        try:
+            for frames in self.tools.frames(reader, segment, report, self.new_buffer):
+                self.connection.send((self.sent % NUM_SLOTS, frames.numbers, frames.images.shape))
+                self.sent += 1
+        finally:  # after an error too: what is left in the pipe would be taken for the next request
+            self._wait_for_free(self.sent)
+        return report
+
+    def new_buffer(self, shape: tuple[int, ...]) -> Pixels:
+        """Return the slot that is sent next, when it is free."""
+        self._wait_for_free(self.sent - NUM_SLOTS + 1)
+        return _view(self.memory, self.sent % NUM_SLOTS * SLOT_BYTES, shape)
+
+    def _wait_for_free(self, count: int) -> None:
+        while self.freed < count:
+            self.connection.recv()
+            self.freed += 1
+
+    def _open(self, source: Source, num_threads: int) -> PacketReader:
+        """Return the open file; the last one stays open, since its next segment is likely to follow."""
+        if self.reader is None or self.reader.source != source or self.reader.num_threads != num_threads:
+            self._close()
+            self.reader = PacketReader(source, num_threads=num_threads, progress=self.tick)
+        return self.reader
+
+    def _close(self) -> None:
+        reader, self.reader, self.may_uncrop = self.reader, None, None
+        if reader is not None:
+            reader.close()
+
+
+def _view(memory: mmap.mmap, offset: int, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    return np.ndarray(shape, np.uint8, memory, offset)

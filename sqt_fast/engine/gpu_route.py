@@ -1,0 +1,104 @@
+"""The GPU's route: which videos take it, and from a remuxed segment to frames as the host would give them."""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from sqt_fast.clips.colour import correct
+from sqt_fast.clips.resize import upright
+from sqt_fast.engine.routing import StreamFacts, why_not_nvdec
+from sqt_fast.engine.segment_decoder import (
+    MAX_BATCH_BYTES,
+    NUM_PIPELINES,
+    NUM_THREADS,
+    SegmentDecoder,
+    SegmentSample,
+    dali_pipelines,
+)
+from sqt_fast.engine.selftest import working_codecs
+from sqt_fast.video.packets import RANDOM_ACCESS, SHOWN
+from sqt_fast.video.probe import Probe
+from sqt_fast.video.segments import Segment
+
+# Full-size RGB of a segment's wanted frames: long segments pay for the making of a decoder, 50 to 70 ms.
+SEGMENT_BYTES = 1 << 30
+
+
+class GpuRoute:
+    """Decodes segments with DALI on NVDEC. Threads share it."""
+
+    name = "nvdec"
+    # Threads that have a segment in hand each: enough to keep every pipeline's decoders busy.
+    num_threads = NUM_PIPELINES * NUM_THREADS
+
+    def __init__(self, decoder: SegmentDecoder, tested: Mapping[str, str | None]) -> None:
+        self.decoder, self.tested = decoder, tested
+
+    @classmethod
+    def open(cls, device_id: int | None, short_side: int, note: Callable[[str], None]) -> "GpuRoute | None":
+        """Test the decoders of a GPU on small clips (device_id None: DALI's own on the CPU); None if none works."""
+        batch_bytes = _batch_bytes(device_id)
+        make_pipeline = dali_pipelines(short_side, device_id=device_id)
+        decoder = SegmentDecoder(make_pipeline, max_batch_bytes=batch_bytes, note=note)
+        tested = working_codecs(decoder.decode, short_side=short_side)
+        for codec, reason in tested.items():
+            if reason is not None:
+                note(f"{codec} is decoded on the host: {reason}")
+        if any(reason is None for reason in tested.values()):
+            return cls(decoder, tested)
+        decoder.close()
+        return None
+
+    def why_not(self, facts: Probe) -> str | None:
+        """Return why a video is better decoded on the host, None if it is not."""
+        return why_not_nvdec(stream_facts(facts), self.tested)
+
+    def max_wanted(self, facts: Probe) -> int:
+        """Return how many frames a segment should ask for."""
+        return max(1, SEGMENT_BYTES // (3 * facts.source.width * facts.source.height))
+
+    def uncropped(self, facts: Probe) -> tuple[int, int] | None:
+        """Return the size to which a segment is to be uncropped (see ``reader.remux``), None where that is no use."""
+        source = facts.source
+        wanted = facts.codec in ("h264", "hevc") and facts.coded_size != (source.height, source.width)
+        return facts.coded_size if wanted else None
+
+    def decode(self, facts: Probe, segment: Segment, data: bytes, *, is_uncropped: bool) -> Tensor:
+        """Decode the wanted frames of ``segment``, remuxed to ``data``. Raises nvdec.SegmentError.
+
+        Returns (F, h, w, 3) uint8 on the GPU, resized, upright, in the colours that the stream's matrix asks for.
+        """
+        source = facts.source
+        shown = (source.height, source.width) if is_uncropped else None
+        images = self.decoder.decode(SegmentSample(data, segment.indices, facts.coded_size, shown))
+        return upright(correct(images, facts.colorspace), source.orientation)
+
+    def close(self) -> None:
+        """Let go of the GPU's decoders."""
+        self.decoder.close()
+
+
+def _batch_bytes(device_id: int | None) -> int:
+    """Return what one batch may take of a GPU's memory, so that all pipelines leave half of it for the network."""
+    if device_id is None:
+        return MAX_BATCH_BYTES
+    free, _ = torch.cuda.mem_get_info(device_id)
+    return min(MAX_BATCH_BYTES, free // 2 // NUM_PIPELINES)
+
+
+def stream_facts(facts: Probe) -> StreamFacts:
+    """Return what routing must know of a probed video."""
+    return StreamFacts(
+        codec=facts.codec,
+        profile=facts.profile,
+        pix_fmt=facts.pix_fmt,
+        is_interlaced=facts.is_interlaced,
+        is_timed=facts.num_frames == facts.packets.are(SHOWN).sum() and facts.pts is not None,
+        has_random_access=bool(facts.packets.are(RANDOM_ACCESS).any()),
+        size_changes=facts.size_changes,
+        has_hidden_frames=facts.has_hidden,
+        width=facts.source.width,
+        height=facts.source.height,
+        reorder_depth=facts.reorder_depth,
+    )

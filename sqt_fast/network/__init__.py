@@ -1,0 +1,1 @@
+"""From weights to logits: the model, checkpoints, and the backends that run it."""

@@ -1,0 +1,83 @@
+"""The network on our own kernels, captured as a CUDA graph for every shape of batch: the triton backend.
+
+A graph replays some hundred launches as one: without it, a small batch waits for Python most of the time.
+"""
+
+from collections import OrderedDict
+
+import torch
+import triton
+from torch import Tensor
+
+from sqt_fast.errors import BackendError
+from sqt_fast.network.fused import FusedNetwork, why_not_network
+from sqt_fast.network.model import SqueezeTime
+
+# Graphs kept: each holds the activations of its shape of batch.
+MAX_GRAPHS = 4
+OLDEST_CAPABILITY = (8, 0)
+
+
+def why_not(device: str) -> str | None:
+    """Return why the kernels cannot run on this device, None if nothing speaks against it."""
+    if not device.startswith("cuda"):
+        return None if triton.knobs.runtime.interpret else "the kernels need an NVIDIA GPU (--device cuda)"
+    capability = torch.cuda.get_device_capability(device)
+    if capability < OLDEST_CAPABILITY:
+        name, have = torch.cuda.get_device_name(device), "{}.{}".format(*capability)
+        return f"the kernels need compute capability 8.0 (Ampere) or newer, {name} has {have}"
+    return None
+
+
+class GraphRunner:
+    """A FusedNetwork that replays CUDA graphs. On a CPU, interpreted, it is the network as it is."""
+
+    def __init__(self, net: FusedNetwork) -> None:
+        self.net = net
+        self._graphs: OrderedDict[torch.Size, _Captured] = OrderedDict()
+
+    @torch.no_grad()
+    def __call__(self, clips: Tensor) -> tuple[Tensor, Tensor]:
+        """clips: (B, 48, H, W) of the network's dtype, on its device.
+
+        Returns logits (B, K) and embeddings (B, C), float32, there. Nothing waits for the GPU, but for the first batch
+        of a shape.
+        """
+        if clips.device.type != "cuda":
+            return self.net(clips)
+        if (captured := self._graphs.pop(clips.shape, None)) is None:
+            if len(self._graphs) == MAX_GRAPHS:
+                self._graphs.popitem(last=False)
+            captured = _Captured(self.net, clips)
+        self._graphs[clips.shape] = captured  # the newest last
+        return captured(clips)
+
+
+class _Captured:
+    """One shape of batch as a CUDA graph, with the memory that it reads and writes."""
+
+    def __init__(self, net: FusedNetwork, clips: Tensor) -> None:
+        self.clips = torch.zeros_like(clips, dtype=net.dtype, memory_format=torch.channels_last)
+        with torch.cuda.device(clips.device):
+            stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                net(self.clips)  # kernels are compiled, position embeddings stretched: neither can be captured
+            torch.cuda.current_stream().wait_stream(stream)
+            self.graph = torch.cuda.CUDAGraph()
+            # Decoders' threads may ask for pinned memory meanwhile, which only a capture of this thread alone allows.
+            with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
+                self.logits, self.embeddings = net(self.clips)
+
+    def __call__(self, clips: Tensor) -> tuple[Tensor, Tensor]:
+        """Run the graph. What it returns is the caller's: the next run does not touch it."""
+        self.clips.copy_(clips)
+        self.graph.replay()
+        return self.logits.clone(), self.embeddings.clone()
+
+
+def graphed_network(model: SqueezeTime, *, device: str, dtype: torch.dtype) -> GraphRunner:
+    """Return the folded network on the kernels. Raises BackendError where they cannot run, naming what can."""
+    if reason := why_not(device) or why_not_network(model):
+        raise BackendError(f"backend triton: {reason}; use --backend compile or eager")
+    return GraphRunner(FusedNetwork(model, device=device, dtype=dtype))

@@ -1,0 +1,1 @@
+"""Videos of known content, which the program makes itself."""

@@ -1,0 +1,158 @@
+"""From the scores of one video's clips to its rows, with the truth about what could not be decoded."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sqt_fast.errors import VideoError
+from sqt_fast.table.schema import Row
+from sqt_fast.video.archive import VideoFile
+from sqt_fast.video.cpu_decoder import DecodeReport
+from sqt_fast.video.probe import Probe
+from sqt_fast.video.sampling import ClipPlan
+
+Float32 = NDArray[np.float32]
+
+# A header may round; a file that ends this much before its promise has lost something.
+LOST_SECONDS = 0.5
+LOST_FRAMES = 2
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What the network said of one video.
+
+    scores: (N, K) float32 softmax, mean over the crops of each clip. embeddings: (N, C) float32 likewise, or None.
+    labelled: (N,) bool, whether enough of each clip could be decoded.
+    """
+
+    scores: Float32
+    embeddings: Float32 | None
+    labelled: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class RowStyle:
+    """What rows hold: class names, how many best classes, one row a window or a video."""
+
+    labels: tuple[str, ...]
+    top_k: int
+    per_window: bool
+
+
+def failed_row(video: VideoFile, error: VideoError, probe: Probe | None = None) -> Row:
+    """Return the row of a video that has no label."""
+    return replace(_base(video, probe, None), status=error.status, error_message=str(error))
+
+
+def video_rows(
+    video: VideoFile, probe: Probe, plan: ClipPlan, scored: Scored, report: DecodeReport, style: RowStyle, decoder: str
+) -> list[Row]:
+    """Return the rows of one video: its labels, and one more that says what was lost if something was."""
+    base = _base(video, probe, decoder)
+    rows = []
+    if style.per_window:
+        rows = [_window(base, probe, plan, scored, i, style) for i in np.flatnonzero(scored.labelled).tolist()]
+    elif scored.labelled.any():
+        rows = [_whole(base, probe, scored, style)]
+    lost = _damage(base, probe, report, complete=bool(scored.labelled.all()))
+    return [*rows, lost] if lost is not None else rows
+
+
+def _base(video: VideoFile, probe: Probe | None, decoder: str | None) -> Row:
+    row = Row(path=video.name, size_bytes=video.size_bytes, mtime_ns=video.mtime_ns, decoder=decoder)
+    if probe is None:
+        return row
+    return replace(
+        row,
+        duration_s=probe.duration_s,
+        fps=probe.fps,
+        num_frames=probe.num_frames,
+        width=probe.source.width,
+        height=probe.source.height,
+        codec=probe.codec,
+        is_vfr=probe.is_vfr,
+        rotation=probe.source.orientation.rotation,
+    )
+
+
+def _window(base: Row, probe: Probe, plan: ClipPlan, scored: Scored, i: int, style: RowStyle) -> Row:
+    start, end = plan.spans[i].tolist()
+    row = _with_label(base, scored.scores[i], None if scored.embeddings is None else scored.embeddings[i], style)
+    return replace(
+        row,
+        clip_index=i,
+        start_frame=start,
+        end_frame=end,
+        start_s=float(probe.times_s[start]),
+        end_s=_frame_time(probe, end),
+    )
+
+
+def _whole(base: Row, probe: Probe, scored: Scored, style: RowStyle) -> Row:
+    use = scored.labelled
+    embedding = None if scored.embeddings is None else scored.embeddings[use].mean(axis=0)
+    row = _with_label(base, scored.scores[use].mean(axis=0), embedding, style)
+    return replace(
+        row, start_frame=0, end_frame=probe.num_frames, start_s=float(probe.times_s[0]), end_s=float(probe.end_s)
+    )
+
+
+def _with_label(base: Row, scores: Float32, embedding: Float32 | None, style: RowStyle) -> Row:
+    best = np.argsort(-scores, kind="stable")[: style.top_k]
+    return replace(
+        base,
+        label=style.labels[best[0]],
+        label_id=int(best[0]),
+        score=float(scores[best[0]]),
+        topk_labels=[style.labels[i] for i in best],
+        topk_ids=best.tolist(),
+        topk_scores=scores[best].tolist(),
+        embedding=None if embedding is None else embedding.astype(np.float16),
+    )
+
+
+def _frame_time(probe: Probe, frame: int) -> float:
+    """When frame number ``frame`` is shown; one past the last is the end of the video."""
+    return float(probe.times_s[frame] if frame < probe.num_frames else probe.end_s)
+
+
+def _damage(base: Row, probe: Probe, report: DecodeReport, *, complete: bool) -> Row | None:
+    """Return the row that says what was lost, None if nothing was. complete: every clip has a label."""
+    if len(report.lost) == report.frames_wanted and not complete:
+        return replace(base, status="no_decodable_frame", error_message="no decodable frame", decoder=None)
+    stories: list[str] = []
+    spans: list[tuple[float, float]] = []
+    # A frame may fail to appear in a sound file (hidden pictures); it is lost only where something went wrong.
+    lost = sorted(report.lost) if report.rejected or not complete or probe.broken else []
+    if lost:
+        stories.append(f"{len(lost)} of {report.frames_wanted} frames that clips need could not be decoded")
+        spans.append((float(probe.times_s[lost[0]]), _frame_time(probe, lost[-1] + 1)))
+    damaged = probe.numbers_of(report.damaged)
+    if damaged:
+        stories.append(f"{len(damaged)} of {report.frames_decoded} decoded frames are damaged")
+        spans.append((float(probe.times_s[damaged[0]]), _frame_time(probe, damaged[-1] + 1)))
+    missing_end = _missing_end(probe)
+    if missing_end is not None:
+        story, end_s = missing_end
+        stories.append(story)
+        spans.append((float(probe.end_s), end_s))
+    elif probe.broken:
+        stories.append(probe.broken)
+        spans.append((float(probe.end_s), float(probe.end_s)))
+    if not stories:
+        return None
+    start_s, end_s = min(start for start, _ in spans), max(end for _, end in spans)
+    return replace(base, status="damaged", error_message="; ".join(stories), start_s=start_s, end_s=end_s)
+
+
+def _missing_end(probe: Probe) -> tuple[str, float] | None:
+    """Return what the container promises beyond its last frame and when that would end, None if nothing."""
+    if probe.promised_end_s is not None and probe.promised_end_s - probe.end_s > LOST_SECONDS:
+        story = f"the file is cut off: its header promises {probe.promised_end_s:.2f} s, it holds {probe.end_s:.2f} s"
+        return story, probe.promised_end_s
+    if probe.promised_frames is not None and probe.promised_frames - probe.num_frames > LOST_FRAMES:
+        story = f"the file is cut off: its header promises {probe.promised_frames} frames, it holds {probe.num_frames}"
+        return story, float(probe.times_s[0]) + probe.promised_frames / probe.fps
+    return None

@@ -1,0 +1,152 @@
+"""The decoders' threads: what is tried again, within which memory, and how all ends."""
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sqt_fast.clips.batches import CpuBatches, View
+from sqt_fast.clips.recipe import Recipe
+from sqt_fast.config import FAST
+from sqt_fast.engine import decoders as decoders_module
+from sqt_fast.engine.decoder_process import CpuTools, DecoderProcess
+from sqt_fast.engine.decoders import ATTEMPTS, Decoding
+from sqt_fast.engine.jobs import Job, Jobs
+from sqt_fast.engine.memory import Resources
+from sqt_fast.engine.process import ChildError
+from sqt_fast.errors import BackendError, VideoError
+from sqt_fast.video.archive import VideoFile, find_videos
+
+TOTAL = 1 << 30
+
+
+def make(jobs: Jobs | None = None, put: Any = lambda job, view: None, num_decoders: int = 2) -> Decoding:
+    resources = Resources(num_decoders, TOTAL, cores=4)
+    how: dict[str, Any] = {"tools": CpuTools, "gpu": None, "put": put, "on_progress": lambda: None}
+    return Decoding(jobs or Jobs(), Recipe(FAST), CpuBatches(FAST, torch.float32), resources, **how)
+
+
+class Trouble:
+    """Fails so many times, then works. Remembers how much memory was free meanwhile."""
+
+    def __init__(self, worker: Decoding, times: int, error: Exception) -> None:
+        self.worker, self.times, self.error = worker, times, error
+        self.free: list[int] = []
+
+    def __call__(self) -> str:
+        self.free.append(self.worker._budget._free)
+        if len(self.free) <= self.times:
+            raise self.error
+        return "done"
+
+
+@pytest.mark.parametrize("times", range(ATTEMPTS))
+def test_what_dies_is_tried_again_alone_on_the_machine(times: int) -> None:
+    worker = make()
+    do = Trouble(worker, times, ChildError("decoder was killed by SIGKILL"))
+    assert worker._attempt(do, 1000) == "done"
+    assert do.free == [TOTAL - 1000] + [0] * times
+    assert worker._budget._free == TOTAL
+
+
+def test_what_always_dies_is_the_files_fault() -> None:
+    worker = make()
+    do = Trouble(worker, 99, ChildError("decoder was killed by SIGSEGV"))
+    with pytest.raises(VideoError, match=r"^decoder was killed by SIGSEGV, 3 times$") as caught:
+        worker._attempt(do, 1000)
+    assert caught.value.status == "crashed"
+    assert len(do.free) == ATTEMPTS
+    assert worker._budget._free == TOTAL
+
+
+@pytest.mark.parametrize("error", [VideoError("error", "x"), BackendError("x"), ValueError("x")], ids=repr)
+def test_other_errors_are_not_tried_again(error: Exception) -> None:
+    worker = make()
+    do = Trouble(worker, 99, error)
+    with pytest.raises(type(error)):
+        worker._attempt(do, 1000)
+    assert len(do.free) == 1
+    assert worker._budget._free == TOTAL
+
+
+def test_who_is_to_stop_tries_nothing_again() -> None:
+    worker = make()
+    worker.jobs.stop()
+    do = Trouble(worker, 99, ChildError("decoder was killed by SIGKILL"))
+    with pytest.raises(VideoError, match="stopped"):
+        worker._attempt(do, 1000)
+    assert len(do.free) == 1
+
+
+def test_stop_ends_those_who_wait_for_memory(archive: Path) -> None:
+    """They get their turn when others are ended, and must not begin then."""
+    jobs = Jobs()
+    worker = make(jobs, num_decoders=3)
+    held = threading.Event()
+
+    def hold() -> None:
+        with worker._budget.take(TOTAL):
+            held.set()
+            while not jobs.stopped:
+                held.wait(0.01)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    held.wait()
+    jobs.add(find_videos([str(archive)]))
+    worker.start()
+    worker.stop()
+    holder.join()
+    for thread in worker._threads:
+        thread.join(5)
+        assert not thread.is_alive()
+    assert all(host._child is None for host in worker._hosts)
+    assert worker.error is None
+
+
+@pytest.mark.parametrize(("long_segment", "num_threads"), [(600, 1), (10, 4)], ids=["short", "long"])
+def test_long_segments_get_ffmpegs_own_threads(
+    archive: Path, monkeypatch: pytest.MonkeyPatch, long_segment: int, num_threads: int
+) -> None:
+    """As many as there are cores, whatever else there is to do: results must not depend on that."""
+    monkeypatch.setattr(decoders_module, "LONG_SEGMENT", long_segment)
+    seen: set[int] = set()
+    frames = DecoderProcess.frames
+
+    def spy(self: DecoderProcess, *args: Any, num_threads: int) -> Any:
+        seen.add(num_threads)
+        return frames(self, *args, num_threads=num_threads)
+
+    monkeypatch.setattr(DecoderProcess, "frames", spy)
+    views, job = run([next(v for v in find_videos([str(archive)]) if "/mkv/" in v.path)])
+    assert seen == {num_threads}
+    assert len(views) == 2
+    assert job.report.frames_decoded > 0
+    assert job.decoders == {"cpu"}
+    assert min(job.seconds.values()) > 0
+
+
+def run(videos: list[VideoFile]) -> tuple[list[View], Job]:
+    """Return the views of one video, and its job when it ended."""
+    jobs, views, ended = Jobs(), [], threading.Event()
+    last: list[Job] = []
+
+    def put(job: Job, view: View | None) -> None:
+        if view is None:
+            last.append(job)
+            ended.set()
+        else:
+            assert not ended.is_set(), "a view after the end"
+            views.append(view)
+
+    jobs.add(videos)
+    jobs.close()
+    worker = make(jobs, put)
+    worker.start()
+    assert ended.wait(60)
+    worker.stop()
+    assert worker.error is None
+    (job,) = last
+    return views, job

@@ -1,0 +1,484 @@
+"""The worker with a network that can be checked by hand: every video one result, whatever happens to the others."""
+
+import os
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from sqt_fast.clips.batches import CpuBatches, View
+from sqt_fast.clips.gather import ClipMaker
+from sqt_fast.clips.recipe import Recipe
+from sqt_fast.clips.resize import resize, upright
+from sqt_fast.config import ClipProtocol
+from sqt_fast.engine.labelling import Labelling
+from sqt_fast.engine.memory import Resources
+from sqt_fast.engine.results import VideoResult
+from sqt_fast.errors import BackendError
+from sqt_fast.samples import encoding
+from sqt_fast.samples.encoding import Format
+from sqt_fast.samples.scenes import draw, random_scene
+from sqt_fast.table.rows import RowStyle
+from sqt_fast.video.archive import VideoFile, find_videos
+from sqt_fast.video.cpu_decoder import CpuDecoder, DecodeReport
+from sqt_fast.video.probe import probe
+from sqt_fast.video.reader import PacketReader
+from sqt_fast.video.segments import plan_segments
+from tests.poison import Deaf, Poison, Slow, descendants, wait_until
+
+SIZE = 24
+FAST = Recipe(ClipProtocol("fast", short_side=32, crop_size=SIZE, num_clips=None, num_crops=1))
+OFFICIAL = Recipe(ClipProtocol("official", short_side=32, crop_size=SIZE, num_clips=4, num_crops=3))
+LABELS = tuple(f"class {i}" for i in range(6))
+BROKEN = {
+    "empty.mp4": "empty_file",
+    "text.mp4": "not_a_video",
+    "sound.mp4": "no_video_stream",
+    "gone.mp4": "unreadable",
+}
+
+
+class MeansBackend:
+    """Logits are means of colours at moments of the clip, embeddings those of two frames. Remembers what it saw."""
+
+    dtype = torch.float32
+
+    def __init__(self, error: BaseException | None = None, room: int = 1000, hated: float = 1e9) -> None:
+        """error: what it always raises. room: clips in its memory. hated: it fails on a clip of this first mean."""
+        self.shapes: list[tuple[int, ...]] = []
+        self.error, self.room, self.hated = error, room, hated
+
+    def run(self, clips: Tensor) -> tuple[Tensor, Tensor]:
+        self.shapes.append(tuple(clips.shape))
+        if self.error is not None:
+            raise self.error
+        if len(clips) > self.room:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 TiB")
+        means = clips.double().mean((2, 3))
+        if (abs(means[:, 0] - self.hated) < 1e-9).any():
+            raise ValueError("I hate this one")
+        return (3 * means[:, [0, 10, 20, 30, 40, 47]]).float(), means[:, :2].float()
+
+
+def make_worker(
+    backend: MeansBackend, recipe: Recipe = FAST, *, num_decoders: int = 2, hang_s: float = 60.0, **options: Any
+) -> Labelling:
+    style = RowStyle(LABELS, 2, per_window=recipe is not OFFICIAL)
+    resources = Resources(num_decoders, 1 << 30, cores=2, hang_s=hang_s)
+    return Labelling(backend, recipe, style, resources, **{"batch_size": 4, **options})
+
+
+def by_path(results: Sequence[VideoResult]) -> dict[str, list[Any]]:
+    """Return the rows of every video; embeddings as bytes, so that equal means the same bits."""
+    assert len({r.video.name for r in results}) == len(results)
+    return {
+        r.video.name: [repr(row) for row in r.rows]
+        + [row.embedding is not None and row.embedding.tobytes() for row in r.rows]
+        for r in sorted(results, key=lambda result: result.video.name)
+    }
+
+
+def label(videos: Sequence[VideoFile], backend: MeansBackend | None = None, **options: Any) -> list[VideoResult]:
+    return list(make_worker(backend or MeansBackend(), **options).label(videos))
+
+
+def views_of(video: VideoFile, recipe: Recipe) -> list[View]:
+    """Return the views of a sound video by crop and clip, without threads, processes and segments."""
+    facts = probe(video)
+    plan, protocol = recipe.plan(facts), recipe.protocol
+    maker = ClipMaker(plan, protocol)
+    intake, views = maker.segment(plan.wanted), []
+    with PacketReader(facts.source) as reader:
+        for segment in plan_segments(facts, plan.wanted, max_wanted=10**6):
+            for chunk in CpuDecoder().frames(reader, segment, DecodeReport()):
+                images = upright(resize(torch.from_numpy(chunk.images), protocol.short_side), facts.source.orientation)
+                for clip in intake.add(chunk.numbers, images):
+                    views += list(CpuBatches(protocol, torch.float32).views(clip))
+    return sorted(views, key=lambda view: (view.crop, view.clip_index))
+
+
+def decoder_threads() -> list[threading.Thread]:
+    return [t for t in threading.enumerate() if t.name.startswith("decode-")]
+
+
+@pytest.fixture(scope="module")
+def videos(archive: Path) -> list[VideoFile]:
+    return find_videos([str(archive)])
+
+
+@pytest.fixture(scope="module")
+def good(videos: list[VideoFile]) -> list[VideoFile]:
+    return [v for v in videos if "broken" not in v.path]
+
+
+@pytest.fixture(scope="module")
+def truth(videos: list[VideoFile]) -> dict[str, list[Any]]:
+    return by_path(label(videos, batch_size=1, num_decoders=1, embeddings=True))
+
+
+def test_every_file_gives_one_result_with_its_status(videos: list[VideoFile]) -> None:
+    results = label(videos)
+    assert sorted(r.video.name for r in results) == sorted(v.name for v in videos)
+    assert len(videos) == 13
+    for result in results:
+        name = Path(result.video.path).name
+        assert result.rows
+        assert all(row.path == result.video.name for row in result.rows)
+        if name in BROKEN:
+            assert [row.status for row in result.rows] == [BROKEN[name]]
+            assert result.failure is result.rows[0]
+        elif name == "cut.mkv":
+            assert [row.status for row in result.rows][-1] == "damaged"
+            assert result.failure is result.rows[-1]
+        else:
+            assert {row.status for row in result.rows} == {"ok"}
+            assert result.failure is None
+            assert result.duration_s == pytest.approx(2.5, abs=0.1)
+
+
+def test_scores_are_those_of_the_clips(good: list[VideoFile]) -> None:
+    """Against clips made one by one, without threads and batches."""
+    rows = {r.video.name: r.rows for r in label(good, embeddings=True)}
+    for video in good:
+        views = views_of(video, FAST)
+        assert len(views) == len(FAST.plan(probe(video))) == len(rows[video.name])
+        for view, row in zip(views, rows[video.name], strict=True):
+            logits, embedding = MeansBackend().run(view.clip[None])
+            scores = torch.softmax(logits, 1)[0].numpy()
+            assert row.clip_index == view.clip_index
+            assert row.label_id == scores.argmax()
+            assert row.score == pytest.approx(scores.max(), abs=1e-6)
+            assert row.embedding is not None
+            assert np.allclose(row.embedding, embedding[0], atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"batch_size": 1, "num_decoders": 3},
+        {"batch_size": 4, "num_decoders": 1},
+        {"batch_size": 5, "num_decoders": 4},
+        {"batch_size": 64, "num_decoders": 2},
+    ],
+    ids=str,
+)
+def test_batches_threads_and_order_do_not_matter(
+    videos: list[VideoFile], truth: dict[str, list[Any]], options: dict[str, int]
+) -> None:
+    backend = MeansBackend()
+    assert by_path(label(videos[::-1], backend, embeddings=True, **options)) == truth
+    size = options["batch_size"]
+    num_clips = sum("status='ok'" in str(row) for rows in truth.values() for row in rows)
+    assert backend.shapes == [(size, 48, SIZE, SIZE)] * -(-num_clips // size)
+
+
+def test_one_video_alone_gives_the_same_as_among_others(good: list[VideoFile], truth: dict[str, list[Any]]) -> None:
+    for video in good[:3]:
+        assert by_path(label([video], embeddings=True))[video.name] == truth[video.name]
+
+
+def test_official_is_one_row_of_the_mean_over_clips_and_crops(good: list[VideoFile]) -> None:
+    backend = MeansBackend()
+    (result,) = label(good[:1], backend, recipe=OFFICIAL, embeddings=True)
+    assert backend.shapes == [(4, 48, SIZE, SIZE)] * 3  # 4 clips x 3 crops
+    facts = probe(good[0])
+    clips = [view.clip for view in views_of(good[0], OFFICIAL)]
+    scores = torch.softmax(MeansBackend().run(torch.stack(clips))[0], 1).mean(0)
+    (row,) = result.rows
+    assert row.score == pytest.approx(float(scores.max()), abs=1e-6)
+    assert row.label_id == int(scores.argmax())
+    assert (row.start_frame, row.end_frame, row.clip_index) == (0, facts.num_frames, None)
+    others = label(good[:1], recipe=OFFICIAL, embeddings=True, batch_size=5, num_decoders=3)
+    assert by_path(others) == by_path([result])
+
+
+def test_no_videos() -> None:
+    assert label([]) == []
+
+
+def test_nothing_but_broken_files_never_runs_the_network(videos: list[VideoFile]) -> None:
+    backend = MeansBackend()
+    results = label([v for v in videos if Path(v.path).name in BROKEN], backend)
+    assert len(results) == 4
+    assert backend.shapes == []
+
+
+def test_tally(good: list[VideoFile]) -> None:
+    seen: list[int] = []
+    worker = make_worker(MeansBackend(), on_clips=seen.append)
+    results = list(worker.label(good))
+    tally = worker.tally
+    assert tally.clips == sum(seen) == sum(len(r.rows) for r in results)
+    facts = [probe(v) for v in good]
+    assert tally.video_s == pytest.approx(sum(f.duration_s for f in facts))
+    assert tally.frames_wanted == sum(len(FAST.plan(f).wanted) for f in facts)
+    assert tally.frames_wanted < tally.frames_decoded < sum(f.num_frames for f in facts)
+    assert tally.packets_dropped > 0
+    assert tally.frames_decoded <= tally.packets_read - tally.packets_dropped <= sum(len(f.packets) for f in facts)
+    assert min(tally.decode_s, tally.probe_s, tally.squeeze_s, tally.network_s) > 0
+
+
+@pytest.mark.parametrize(
+    ("poison", "status", "said"),
+    [
+        (Poison("value"), "error", "ValueError: what nobody foresaw"),
+        (Poison("value", at=0), "error", "ValueError: what nobody foresaw"),
+        (Poison("memory", at=4), "too_large", "not enough memory to decode it"),
+        (Poison("SIGSEGV"), "crashed", "decoder was killed by SIGSEGV, 3 times"),
+        (Poison("SIGBUS", at=4), "crashed", "decoder was killed by SIGBUS, 3 times"),
+        (Poison("exit", at=0), "crashed", "decoder ended unasked (exit code 3), 3 times"),
+    ],
+    ids=str,
+)
+def test_what_happens_to_one_video_is_its_row_and_others_go_on(
+    good: list[VideoFile], truth: dict[str, list[Any]], poison: Poison, status: str, said: str
+) -> None:
+    bad = good[2]
+    results = label(good, tools=replace(poison, name=bad.path), embeddings=True)
+    (row,) = next(r.rows for r in results if r.video is bad)
+    assert (row.status, row.error_message) == (status, said)
+    assert (row.codec is None) == (poison.at is None)  # what was learned before is kept
+    others = by_path(results)
+    assert all(others[v.name] == truth[v.name] for v in good if v is not bad)
+
+
+def test_a_decoder_that_hangs_is_killed_and_the_video_has_a_row(
+    good: list[VideoFile], truth: dict[str, list[Any]]
+) -> None:
+    bad = good[1]
+    results = label(good, tools=Poison("hang", at=4, name=bad.path), embeddings=True, hang_s=1.5)
+    (row,) = next(r.rows for r in results if r.video is bad)
+    assert (row.status, row.error_message) == ("crashed", "decoder hung: it did nothing for 2 s, 3 times")
+    others = by_path(results)
+    assert all(others[v.name] == truth[v.name] for v in good if v is not bad)
+
+
+@pytest.mark.parametrize("how", ["SIGKILL", "exit"])
+@pytest.mark.parametrize("at", [None, 0, 32], ids=["probing", "first frame", "middle"])
+def test_what_happens_once_leaves_no_trace(
+    good: list[VideoFile], truth: dict[str, list[Any]], how: str, at: int | None, tmp_path: Path
+) -> None:
+    tools = Poison(how, at, name=good[0].path, once=str(tmp_path / "struck"))
+    assert by_path(label(good, tools=tools, embeddings=True)) == {v.name: truth[v.name] for v in good}
+    assert (tmp_path / "struck").exists()
+
+
+# -- several segments -------------------------------------------------------------------------------------------------
+
+SPARSE = Recipe(FAST.protocol, stride_s=8.0)
+
+
+@pytest.fixture(scope="module")
+def long(tmp_path_factory: pytest.TempPathFactory) -> VideoFile:
+    """1200 frames in groups of 50: three segments of windows that follow one another, six of a window each 8 s."""
+    path = tmp_path_factory.mktemp("long") / "long.mp4"
+    form = Format("mp4", "libx264", "yuv420p", (64, 48), Fraction(25), {"bf": "2", "g": "50"})
+    edges = encoding.frame_edges(form, 48.0, [1])
+    encoding.encode_video(path, form, draw(random_scene("right", 1), (t / 25 for t in edges[:-1]), form.size), edges)
+    (video,) = find_videos([str(path)])
+    facts = probe(video)
+    assert [len(s.numbers) for s in plan_segments(facts, FAST.plan(facts).wanted)] == [138, 137, 25]
+    assert len(plan_segments(facts, SPARSE.plan(facts).wanted)) == 6
+    return video
+
+
+@pytest.fixture(scope="module")
+def long_truth(long: VideoFile) -> list[Any]:
+    return by_path(label([long], num_decoders=1, embeddings=True))[long.name]
+
+
+def test_many_decoders_share_one_video(long: VideoFile, long_truth: list[Any]) -> None:
+    for num_decoders in (2, 3, 5):
+        results = label([long], num_decoders=num_decoders, embeddings=True)
+        assert by_path(results)[long.name] == long_truth
+
+
+def test_a_crash_in_one_segment_leaves_the_others(long: VideoFile) -> None:
+    whole = label([long], recipe=SPARSE)[0].rows
+    assert [row.clip_index for row in whole] == list(range(6))
+    rows = label([long], recipe=SPARSE, tools=Poison("SIGSEGV", at=412, name="long"))[0].rows
+    assert [row.clip_index for row in rows] == [0, 1, 3, 4, 5, None]
+    assert [repr(row) for row in rows[:-1]] == [repr(row) for row in whole if row.clip_index != 2]
+    assert (rows[-1].status, rows[-1].error_message) == ("crashed", "decoder was killed by SIGSEGV, 3 times")
+    assert (rows[-1].codec, rows[-1].label) == ("h264", None)
+
+
+def test_a_clip_across_a_crash_is_labelled_if_most_of_it_is_there(long: VideoFile, long_truth: list[Any]) -> None:
+    """19 windows; frames 1000 to 1096 are lost: 6 of window 15, all of 16, 3 of 17."""
+    rows = label([long], tools=Poison("exit", at=1000, name="long"), embeddings=True)[0].rows
+    assert rows[-1].status == "crashed"
+    assert [row.clip_index for row in rows if row.status == "ok"] == [*range(16), 17, 18]
+    assert [repr(row) for row in rows[:15]] == long_truth[:15]
+
+
+def test_overlapping_windows_decode_nothing_twice(tmp_path: Path) -> None:
+    """At 30 frames a second, a window every quarter of a second takes the frames that windows side by side take."""
+    path = tmp_path / "a.mkv"
+    form = Format("mkv", "libx264", "yuv420p", (64, 48), Fraction(30), {"bf": "2"})
+    edges = encoding.frame_edges(form, 256 / 30, [1])
+    encoding.encode_video(path, form, draw(random_scene("up", 1), (t / 30 for t in edges[:-1]), form.size), edges)
+    videos = find_videos([str(path)])
+    tallies = []
+    for stride_s in (None, 0.25):
+        worker = make_worker(MeansBackend(), Recipe(FAST.protocol, stride_s=stride_s))
+        (result,) = worker.label(videos)
+        assert {row.status for row in result.rows} == {"ok"}
+        tallies.append(worker.tally)
+    tiled, overlapping = tallies
+    assert (tiled.clips, overlapping.clips) == (4, 27)
+    assert tiled.frames_wanted == overlapping.frames_wanted == 64
+    assert tiled.frames_decoded == overlapping.frames_decoded < 256
+    assert tiled.packets_read == overlapping.packets_read
+
+
+# -- missing frames ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("first_lost", "statuses"), [(32, ["ok"]), (28, ["damaged"])], ids=["8 of 16", "9 of 16"])
+def test_a_clip_needs_half_of_its_frames(good: list[VideoFile], first_lost: int, statuses: list[str]) -> None:
+    """Its 16 frames are 0, 4, ... 60. The decoder passes over the last ones without a word."""
+    video = next(v for v in good if v.path.endswith(".avi"))
+    assert FAST.plan(probe(video)).frames.tolist() == [list(range(0, 64, 4))]
+    (result,) = label([video], tools=Deaf(first_lost))
+    assert [row.status for row in result.rows] == statuses
+
+
+# -- the network ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("room", [1, 2, 3, 5])
+def test_out_of_memory_makes_batches_smaller(videos: list[VideoFile], truth: dict[str, list[Any]], room: int) -> None:
+    """More than once if need be; no clip is lost and none is labelled twice."""
+    notes: list[str] = []
+    backend = MeansBackend(room=room)
+    worker = make_worker(backend, batch_size=8, embeddings=True, note=notes.append)
+    assert by_path(list(worker.label(videos))) == truth
+    sizes = [size for size in (4, 2, 1) if size * 2 > room]
+    assert notes == [f"out of GPU memory: going on with batches of {size}" for size in sizes]
+    assert worker.batch_size == sizes[-1]
+    assert backend.shapes[0][0] == 8
+    assert {shape[0] for shape in backend.shapes if shape[0] <= room} == {sizes[-1]}
+
+
+def test_out_of_memory_for_a_single_clip_is_the_end(good: list[VideoFile]) -> None:
+    with pytest.raises(BackendError, match=r"^out of GPU memory with a single clip"):
+        label(good, MeansBackend(room=0))
+    assert decoder_threads() == []
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 64])
+def test_a_clip_that_the_network_fails_on_costs_its_video_only(
+    good: list[VideoFile], truth: dict[str, list[Any]], batch_size: int
+) -> None:
+    bad = next(v for v in good if len(FAST.plan(probe(v))) > 1)
+    hated = float(views_of(bad, FAST)[0].clip.double().mean((1, 2))[0])
+    results = label(good, MeansBackend(hated=hated), batch_size=batch_size, embeddings=True)
+    rows = next(r.rows for r in results if r.video is bad)
+    assert [row.status for row in rows] == ["ok"] * (len(rows) - 1) + ["error"]
+    assert [row.clip_index for row in rows] == [*range(1, len(rows)), None]
+    assert rows[-1].error_message == "the network failed: ValueError: I hate this one"
+    others = by_path(results)
+    assert all(others[v.name] == truth[v.name] for v in good if v is not bad)
+
+
+def test_a_network_that_answers_nan_still_gives_rows(good: list[VideoFile]) -> None:
+    class NanBackend(MeansBackend):
+        def run(self, clips: Tensor) -> tuple[Tensor, Tensor]:
+            return torch.full((len(clips), 6), float("nan")), torch.full((len(clips), 2), float("nan"))
+
+    for result in label(good, NanBackend()):
+        assert all(row.label in LABELS and np.isnan(row.score or 0) for row in result.rows)
+
+
+def test_a_network_that_always_fails_still_gives_rows(videos: list[VideoFile]) -> None:
+    results = label(videos, MeansBackend(error=ZeroDivisionError("x")))
+    assert len(results) == len(videos)
+    said = {row.error_message for r in results for row in r.rows if "broken" not in r.video.path}
+    assert said == {"the network failed: ZeroDivisionError: x"}
+
+
+def test_an_interrupt_in_the_network_reaches_the_caller_and_stops_the_decoders(good: list[VideoFile]) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        label(good, MeansBackend(error=KeyboardInterrupt()))
+    assert decoder_threads() == []
+    assert descendants(os.getpid()) == []
+
+
+def test_decoders_that_cannot_be_started_do_not_hang(good: list[VideoFile], monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: Any, **options: Any) -> None:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr("sqt_fast.engine.process.subprocess.Popen", refuse)
+    with pytest.raises(BackendError, match=r"decoding cannot start here \(no more processes can be started: resource"):
+        label(good)
+    assert decoder_threads() == []
+
+
+def test_a_bug_in_planning_costs_one_video(
+    good: list[VideoFile], truth: dict[str, list[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = Recipe.plan
+
+    def fail(self: Recipe, facts: Any) -> Any:
+        if facts.source.path == good[0].path:
+            raise IndexError("beyond the end")
+        return plan(self, facts)
+
+    monkeypatch.setattr(Recipe, "plan", fail)
+    results = label(good, embeddings=True)
+    (row,) = next(r.rows for r in results if r.video is good[0])
+    assert (row.status, row.error_message, row.codec) == ("error", "IndexError: beyond the end", "mpeg4")
+    others = by_path(results)
+    assert all(others[v.name] == truth[v.name] for v in good[1:])
+
+
+# -- stopping ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["close", "throw", "forget"])
+def test_stopping_early_stops_the_decoders(good: list[VideoFile], how: str) -> None:
+    results = make_worker(MeansBackend(), batch_size=1, num_decoders=3).label(good * 20)
+    next(results)
+    assert decoder_threads()
+    started = time.perf_counter()
+    if how == "close":
+        with closing(results):
+            pass
+    elif how == "throw":
+        with pytest.raises(KeyboardInterrupt):
+            results.throw(KeyboardInterrupt)
+    else:
+        del results
+    assert time.perf_counter() - started < 1.5
+    assert decoder_threads() == []
+    assert descendants(os.getpid()) == []
+
+
+@pytest.mark.parametrize("tools", [Slow(30.0, name="mkv"), Poison("hang", 0, name="mkv")], ids=["probing", "decoding"])
+def test_decoders_that_do_not_listen_are_ended_in_time(good: list[VideoFile], tools: Any) -> None:
+    """As inside one long call of FFmpeg."""
+    slow = next(v for v in good if "mkv" in v.path)
+    results = make_worker(MeansBackend(), batch_size=1, num_decoders=4, tools=tools).label([good[0], *[slow] * 6])
+    next(results)
+    started = time.perf_counter()
+    results.close()
+    assert time.perf_counter() - started < 1.5
+    assert wait_until(lambda: not decoder_threads() and not descendants(os.getpid()), 2)
+
+
+def test_little_is_decoded_ahead(good: list[VideoFile]) -> None:
+    """The queue is bounded: memory does not grow with the archive."""
+    worker = make_worker(MeansBackend(), batch_size=2, num_decoders=2)
+    with closing(worker.label(good * 10)) as results:
+        next(results)
+        time.sleep(0.5)
+        assert worker._ready.qsize() <= 4
