@@ -2,7 +2,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# What labelling needs, and what working on the program needs beyond it.
 READY := $(VENV)/.ready
+READY_DEV := $(VENV)/.ready-dev
+PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
 OUT ?= labels.parquet
 WEIGHTS ?= random
@@ -15,13 +18,14 @@ GPU_PYTHON ?= python3
 RESULTS ?= bench/results
 comma := ,
 
-.PHONY: help setup index test test-kernels check lint types bench gpu-check clean
+.PHONY: help setup index test test-all test-kernels check lint types bench gpu-check clean
 
 help:
 	@echo "make index [VIDEOS=folder] [OUT=labels.parquet] [WEIGHTS=k400]   label videos (sample videos if none are named)"
-	@echo "make test                                                        run the tests"
+	@echo "make test                                                        run the tests, but for the exhaustive ones"
+	@echo "make test-all                                                    run every test, as CI does"
 	@echo "make test-kernels                                                those of the kernels: interpreted, and compiled for GPUs"
-	@echo "make check                                                       lint, types, tests"
+	@echo "make check                                                       lint, types, every test"
 	@echo "make bench                                                       measure, into $(RESULTS)"
 	@echo "make gpu-check                                                   GPU tests and benches, no installation"
 
@@ -29,8 +33,13 @@ setup: $(READY)
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --editable '.[dev]'
-	touch $@
+	$(PIP) --editable .
+	@touch $@
+
+$(READY_DEV): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) --editable '.[dev]'
+	@touch $(READY) $@
 
 samples/labels.csv: | $(READY)
 	$(BIN)/sqt-fast sample-videos samples
@@ -38,19 +47,22 @@ samples/labels.csv: | $(READY)
 index: $(READY) $(if $(filter samples,$(VIDEOS)),samples/labels.csv)
 	$(BIN)/sqt-fast index $(VIDEOS) --out $(OUT) --weights $(WEIGHTS) $(ARGS)
 
-test: $(READY)
-	$(BIN)/python -m pytest $(ARGS)
+test: $(READY_DEV)
+	$(BIN)/python -m pytest -n auto -m "not exhaustive" $(ARGS)
 
-lint: $(READY)
+test-all: $(READY_DEV)
+	$(BIN)/python -m pytest -n auto $(ARGS)
+
+lint: $(READY_DEV)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 
-types: $(READY)
+types: $(READY_DEV)
 	$(BIN)/mypy
 
-check: lint types test
+check: lint types test-all
 
-bench: $(READY)
+bench: $(READY_DEV)
 	$(BIN)/python -m bench.network --results $(RESULTS)
 	$(BIN)/python -m bench.bench_decode --results $(RESULTS)
 	$(BIN)/python -m bench.bench_index --results $(RESULTS)
@@ -58,8 +70,8 @@ bench: $(READY)
 KERNEL_TESTS := $(patsubst %,tests/test_%.py,numerics products pointwise conv ctl_merge importance downsample pool sums squeeze \
 	squeeze_cuda fused launch tuned)
 
-test-kernels: $(READY)
-	$(BIN)/python -m pytest $(KERNEL_TESTS) tests/test_compile.py tests/test_fold.py tests/test_graphed.py tests/test_inference.py $(ARGS)
+test-kernels: $(READY_DEV)
+	$(BIN)/python -m pytest -n auto $(KERNEL_TESTS) tests/test_compile.py tests/test_fold.py tests/test_graphed.py tests/test_inference.py $(ARGS)
 
 # The most important first, each with a limit: 8 minutes in all. What fails does not stop the rest, but the exit code says so.
 HAS = $(shell $(GPU_PYTHON) -c 'import $(1)' 2>/dev/null && echo yes)
