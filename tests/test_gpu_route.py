@@ -105,8 +105,8 @@ def both(route: GpuRoute, facts: Probe) -> tuple[Tensor, Tensor]:
         for segment in plan_segments(facts, RECIPE.plan(facts).wanted):
             there.append(route.decode(facts, segment, remux(reader, segment), is_uncropped=False))
             for chunk in CpuDecoder().frames(reader, segment, DecodeReport()):
-                images = resize(torch.from_numpy(chunk.images), FAST.short_side)
-                here.append(upright(images, facts.source.orientation))
+                images = upright(torch.from_numpy(chunk.images), facts.source.orientation)
+                here.append(resize(images, FAST.short_side))
     return torch.cat(there), torch.cat(here)
 
 

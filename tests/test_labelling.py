@@ -100,7 +100,7 @@ def views_of(video: VideoFile, recipe: Recipe) -> list[View]:
     with PacketReader(facts.source) as reader:
         for segment in plan_segments(facts, plan.wanted, max_wanted=10**6):
             for chunk in CpuDecoder().frames(reader, segment, DecodeReport()):
-                images = upright(resize(torch.from_numpy(chunk.images), protocol.short_side), facts.source.orientation)
+                images = resize(upright(torch.from_numpy(chunk.images), facts.source.orientation), protocol.short_side)
                 for clip in intake.add(chunk.numbers, images):
                     views += list(CpuBatches(protocol, torch.float32).views(clip))
     return sorted(views, key=lambda view: (view.crop, view.clip_index))

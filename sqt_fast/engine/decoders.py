@@ -165,9 +165,10 @@ class Decoding:
         def decode() -> None:
             report = DecodeReport()
             chunks = host.frames(source, segment, report, num_threads=num_threads)
-            resized = ((f.numbers, resize(torch.from_numpy(f.images), short_side)) for f in chunks)
-            upright_ones = ((numbers, upright(images, source.orientation)) for numbers, images in resized)
-            self._take(job, segment, upright_ones, report)
+            # Turned before they are resized, as the release's decoder does: the other order rounds otherwise.
+            turned = ((f.numbers, upright(torch.from_numpy(f.images), source.orientation)) for f in chunks)
+            resized = ((numbers, resize(images, short_side)) for numbers, images in turned)
+            self._take(job, segment, resized, report)
 
         self._attempt(decode, decoding_bytes(job.facts, num_threads=num_threads))
         with job.lock:
