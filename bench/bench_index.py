@@ -27,7 +27,8 @@ from sqt_fast.clips.gather import Clip, ClipMaker
 from sqt_fast.clips.recipe import Recipe
 from sqt_fast.clips.resize import resize
 from sqt_fast.config import FAST, OFFICIAL, ClipProtocol
-from sqt_fast.engine.labelling import Labelling
+from sqt_fast.engine.decoders import DecoderSetup
+from sqt_fast.engine.labelling import Labelling, Task
 from sqt_fast.engine.memory import plan_resources
 from sqt_fast.errors import BackendError
 from sqt_fast.network.backends import NETWORKS, Backend, load_backend
@@ -144,6 +145,9 @@ class _NoNetwork:
     def run(self, clips: Tensor) -> tuple[Tensor, Tensor]:
         return torch.zeros(len(clips), self.num_classes), torch.zeros(len(clips), 1)
 
+    def release_memory(self) -> None:
+        """It holds none."""
+
 
 def _frames(facts: Probe, plan: ClipPlan) -> Iterator[tuple[list[int], Tensor]]:
     with PacketReader(facts.source) as reader:
@@ -170,8 +174,8 @@ def _run(backend: Backend, recipe: Recipe, style: RowStyle, video: VideoFile, nu
     """Return what labels ``num_videos`` copies; its decoders start anew each time, so there should be some."""
 
     def label() -> None:
-        worker = Labelling(backend, recipe, style, plan_resources(None), batch_size=CPU_BATCH)
-        results = list(worker.label([video] * num_videos))
+        task, setup = Task(recipe, style, CPU_BATCH), DecoderSetup(plan_resources(None))
+        results = list(Labelling(backend, task, setup).label([video] * num_videos))
         assert len(results) == num_videos
         assert all(result.failure is None for result in results)
 

@@ -75,6 +75,9 @@ class OfficialBackend:
         embeddings = self.model.embed(clips)
         return self.model.classify(embeddings), embeddings
 
+    def release_memory(self) -> None:
+        """It holds none."""
+
     @torch.inference_mode()
     def run(self, clips: Tensor) -> tuple[Tensor, Tensor]:
         """See ``backends.Backend``."""

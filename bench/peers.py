@@ -92,9 +92,9 @@ def ours_cuda(job: Job, finish: Finish) -> Iterator[Pixels]:
 @cache
 def _gpu_route(short_side: int) -> Any:
     from sqt_fast.engine.gpu_route import GpuRoute
-    from sqt_fast.engine.segment_decoder import SegmentDecoder, dali_pipelines
+    from sqt_fast.engine.segment_decoder import SegmentDecoder, gpu_pipelines
 
-    return GpuRoute(SegmentDecoder(dali_pipelines(short_side, device_id=0)), {})
+    return GpuRoute(SegmentDecoder(gpu_pipelines(short_side, device_id=0)), {})
 
 
 def floor(job: Job, finish: Finish) -> Iterator[Pixels]:  # noqa: ARG001 - there is nothing to finish

@@ -17,7 +17,7 @@ from nvidia.dali.pipeline import pipeline_def
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
-from sqt_fast.engine.segment_decoder import SegmentSample
+from sqt_fast.pipelines.sample import SegmentSample
 
 # Larger than any picture: the graph takes the smaller of this and the decoded size.
 _WHOLE = (2**31 - 1, 2**31 - 1)

@@ -10,8 +10,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from sqt_fast.engine.results import VideoResult
-from sqt_fast.engine.summary import Summary
+from sqt_fast.engine.results import Summary, VideoResult
 from sqt_fast.survey import Finding
 
 # Seconds between plain lines where there is no terminal to draw on.
@@ -89,7 +88,7 @@ class ConsoleWatcher:
 
 def print_summary(summary: Summary, console: Console) -> None:
     """Print the table that ends a run."""
-    tally = summary.tally
+    counters = summary.counters
     grid = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     grid.add_row("table", escape(summary.output) + ("  (labels mean nothing)" if summary.labels_mean_nothing else ""))
     videos = f"{summary.videos}" + (f", {summary.already_done} of them done before" if summary.already_done else "")
@@ -97,12 +96,12 @@ def print_summary(summary: Summary, console: Console) -> None:
     grid.add_row("rows", str(summary.rows))
     reasons = _counts(summary.failures)
     grid.add_row("failed", f"{summary.failed}" + (f": {reasons}" if reasons else ""))
-    grid.add_row("packets", f"{tally.packets_read} read, {tally.packets_dropped} of them dropped undecoded")
-    grid.add_row("frames", f"{tally.frames_decoded} decoded, {tally.frames_wanted} wanted")
+    grid.add_row("packets", f"{counters.packets_read} read, {counters.packets_dropped} of them dropped undecoded")
+    grid.add_row("frames", f"{counters.frames_decoded} decoded, {counters.frames_wanted} wanted")
     grid.add_row("wall time", f"{summary.wall_s:.1f} s, {summary.start_s:.1f} s of it to start the network")
-    if tally.clips:
-        grid.add_row("clips", f"{tally.clips}, {tally.clips / summary.labelling_s:.1f} a second")
-        grid.add_row("speed", f"{tally.video_s / summary.labelling_s:.1f}x realtime, limited by {summary.limit}")
+    if counters.clips:
+        grid.add_row("clips", f"{counters.clips}, {counters.clips / summary.labelling_s:.1f} a second")
+        grid.add_row("speed", f"{counters.video_s / summary.labelling_s:.1f}x realtime, limited by {summary.limit}")
         grid.add_row("network", summary.backend)
     console.print(grid)
 

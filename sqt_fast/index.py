@@ -10,9 +10,9 @@ from typing import Any, Protocol
 from sqt_fast import __version__
 from sqt_fast.clips.recipe import Recipe
 from sqt_fast.config import IndexConfig
+from sqt_fast.engine.events import BatchSizeChanged, ClipsLabelled, Event, Note, Report
 from sqt_fast.engine.memory import plan_resources
-from sqt_fast.engine.results import EarlierRun, RunCounters, VideoResult, WeightsInfo
-from sqt_fast.engine.summary import Summary, Watcher
+from sqt_fast.engine.results import EarlierRun, RunCounters, Summary, VideoResult, WeightsInfo
 from sqt_fast.engine.supervisor import Supervisor
 from sqt_fast.errors import ConfigError, InterruptedRunError, OutputError, SqtError
 from sqt_fast.survey import estimate_clips
@@ -28,9 +28,7 @@ MAX_FLUSH_S = 30.0
 
 
 class Labeller(Protocol):
-    """What labels videos: a ``supervisor.Supervisor``, or a ``device.Worker`` in this very process."""
-
-    tally: RunCounters
+    """What labels videos: a ``supervisor.Supervisor``, or a ``worker.Worker`` in this very process."""
 
     def load(self) -> WeightsInfo:
         """Load the weights."""
@@ -41,16 +39,35 @@ class Labeller(Protocol):
     def label(self, videos: Sequence[VideoFile]) -> Generator[VideoResult, None, None]:
         """Yield the result of every video."""
 
+    def take_counters(self) -> RunCounters:
+        """Return what was counted since the last time."""
+
     def close(self) -> None:
         """Stop, whatever is being done."""
 
 
-Launch = Callable[[IndexConfig, Watcher], Labeller]
+Launch = Callable[[IndexConfig, Report], Labeller]
 
 
-def supervised(config: IndexConfig, watcher: Watcher) -> Labeller:
+class Watcher(Protocol):
+    """Who is told how the run goes. See ``console.py``; tests use a silent one."""
+
+    def note(self, text: str) -> None:
+        """Say one line."""
+
+    def begin(self, total: int, done: int) -> None:
+        """``total`` videos, ``done`` of them in an earlier run."""
+
+    def clips(self, count: int) -> None:
+        """``count`` more clips are labelled."""
+
+    def video(self, result: VideoResult) -> None:
+        """One more video is finished."""
+
+
+def supervised(config: IndexConfig, report: Report) -> Labeller:
     """Return a labeller in a process of its own."""
-    return Supervisor(config, plan_resources(config.memory_bytes), watcher)
+    return Supervisor(config, plan_resources(config.memory_bytes), report)
 
 
 def index(config: IndexConfig, watcher: Watcher, *, stdin: Iterable[str] = (), launch: Launch = supervised) -> Summary:
@@ -61,11 +78,12 @@ def index(config: IndexConfig, watcher: Watcher, *, stdin: Iterable[str] = (), l
     started = time.perf_counter()
     videos = find_videos(config.inputs, path_col=config.path_col, stdin=stdin)
     with Parts(config.output) as parts:
-        labeller = launch(config, watcher)
+        run = _Run(config, videos, parts, watcher)
+        run.labeller = launch(config, run.on_event)
         try:
-            summary = _Run(config, videos, parts, watcher, labeller).execute()
+            summary = run.execute()
         finally:
-            labeller.close()
+            run.labeller.close()
     summary.wall_s = time.perf_counter() - started
     return summary
 
@@ -73,14 +91,23 @@ def index(config: IndexConfig, watcher: Watcher, *, stdin: Iterable[str] = (), l
 class _Run:
     """One run: what is there, what is to do, doing it, and the table."""
 
-    def __init__(
-        self, config: IndexConfig, videos: list[VideoFile], parts: Parts, watcher: Watcher, labeller: Labeller
-    ) -> None:
+    labeller: Labeller
+
+    def __init__(self, config: IndexConfig, videos: list[VideoFile], parts: Parts, watcher: Watcher) -> None:
         self.config, self.videos, self.parts, self.watcher = config, videos[: config.limit], parts, watcher
-        self.labeller = labeller
         self.summary = Summary(output=str(config.output), videos=len(self.videos))
         self.waiting: list[Row] = []
         self.begun = self.last_flush = time.perf_counter()
+
+    def on_event(self, event: Event) -> None:
+        """Take what the labeller reports while it works."""
+        if isinstance(event, Note):
+            self.watcher.note(event.text)
+        elif isinstance(event, ClipsLabelled):
+            self.watcher.clips(event.count)
+        elif isinstance(event, BatchSizeChanged) and (run := self.parts.run) is not None:
+            run["metadata"]["choice"]["batch_size"] = event.batch_size  # a resumed run begins with it
+            self.parts.start(run)
 
     def execute(self) -> Summary:
         weights = self._load_weights()
@@ -167,7 +194,6 @@ class _Run:
         self.parts.start({"settings": settings, "overwrite": overwrite, "metadata": metadata})
         self.summary.backend = f"{choice['backend']} {choice['precision']} {choice['device']}"
         self.embedding_dim = metadata["embedding_dim"]
-        self.summary.tally = self.labeller.tally
         self.summary.start_s = time.perf_counter() - started
         self.watcher.begin(len(todo), self.summary.already_done)
         self._drain(todo)
@@ -184,23 +210,25 @@ class _Run:
         }
 
     def _drain(self, todo: list[VideoFile]) -> None:
+        """Take every result; whatever ends this, the rows of finished videos are on disk."""
         try:
-            with closing(self.labeller.label(todo)) as results:
-                for result in results:
-                    self._take(result)
+            try:
+                with closing(self.labeller.label(todo)) as results:
+                    for result in results:
+                        self._take(result)
+            finally:
+                self._flush()
+                self.summary.counters.add(self.labeller.take_counters())
         except KeyboardInterrupt as error:
-            self._flush()
             done = self.summary.labelled + self.summary.already_done
             raise InterruptedRunError(
                 f"stopped: {done} of {len(self.videos)} videos are done and kept in {self.parts.folder}; "
                 "run the same command again to go on"
             ) from error
-        self._flush()
 
     def _take(self, result: VideoResult) -> None:
         failure = result.failure
         if failure is not None and self.config.on_error == "fail":
-            self._flush()
             raise SqtError(f"{failure.path}: {failure.status}: {failure.error_message} (stopped by --on-error fail)")
         self.waiting += result.rows
         self.summary.labelled += 1

@@ -1,6 +1,5 @@
 """Look at an archive without labelling it: what ``--dry-run`` prints, and how much work there is."""
 
-import os
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -9,9 +8,9 @@ from typing import Any
 
 from sqt_fast.clips.recipe import Recipe
 from sqt_fast.engine.decoder_process import CpuTools, DecoderProcess, ToolsFactory
-from sqt_fast.engine.memory import MAX_DECODERS
+from sqt_fast.engine.memory import MAX_DECODERS, usable_cores
 from sqt_fast.engine.process import ChildError
-from sqt_fast.errors import SqtError, VideoError
+from sqt_fast.errors import BackendError, SqtError, VideoError
 from sqt_fast.video.archive import VideoFile
 from sqt_fast.video.probe import Probe
 
@@ -52,25 +51,25 @@ def survey(
 
     Each is opened in a process that may die of it, or hang for hang_s.
     """
-    num_hosts = max(1, min(len(os.sched_getaffinity(0)), MAX_DECODERS, len(videos)))
-    hosts = [DecoderProcess(tools=tools, hang_s=hang_s) for _ in range(num_hosts)]
-    idle = deque(hosts)
+    num_processes = max(1, min(usable_cores(), MAX_DECODERS, len(videos)))
+    processes = [DecoderProcess(tools=tools, hang_s=hang_s) for _ in range(num_processes)]
+    idle = deque(processes)
 
     def look(video: VideoFile) -> Finding:
-        host = idle.popleft()  # there are as many as threads
+        process = idle.popleft()  # there are as many as threads
         try:
-            return _look(video, recipe, host)
+            return _look(video, recipe, process)
         finally:
-            idle.append(host)
+            idle.append(process)
 
-    with ThreadPoolExecutor(num_hosts, thread_name_prefix="probe") as pool:
+    with ThreadPoolExecutor(num_processes, thread_name_prefix="probe") as pool:
         try:
             yield from pool.map(look, videos)
         finally:
-            for host in hosts:
-                host.stop()
-    for host in hosts:
-        host.close()
+            for process in processes:
+                process.stop()
+    for process in processes:
+        process.close()
 
 
 def estimate_clips(videos: Sequence[VideoFile], recipe: Recipe) -> int:
@@ -97,15 +96,17 @@ def totals(findings: Sequence[Finding], *, already_done: int = 0) -> dict[str, A
     }
 
 
-def _look(video: VideoFile, recipe: Recipe, host: DecoderProcess) -> Finding:
+def _look(video: VideoFile, recipe: Recipe, process: DecoderProcess) -> Finding:
     try:
-        facts = host.probe(video)
-        return Finding(video, facts, num_clips=len(recipe.plan(facts)) * recipe.protocol.num_crops)
+        facts = process.probe(video)
+        return Finding(video, facts, num_clips=len(process.plan(recipe).clips) * recipe.protocol.num_crops)
     except VideoError as error:
         return Finding(video, error=error)
     except ChildError as error:
         return Finding(video, error=VideoError("crashed", str(error)))
     except SqtError:
         raise
+    except OSError as error:
+        raise BackendError(f"no decoder can be started: {(error.strerror or str(error)).lower()}") from error
     except Exception as error:  # noqa: BLE001 - whatever one file does, the others must be looked at
         return Finding(video, error=VideoError.unforeseen(error))

@@ -12,8 +12,12 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
+
+from sqt_fast.clips.recipe import Recipe
 from sqt_fast.engine.decoder_process import CpuTools
-from sqt_fast.engine.process import shared_memory
+from sqt_fast.engine.events import Alive, ClipsLabelled, Note
+from sqt_fast.engine.process import shared_memory, start_heartbeat
 from sqt_fast.engine.results import RunCounters, VideoResult, WeightsInfo
 from sqt_fast.errors import BackendError, CheckpointError
 from sqt_fast.table.schema import Row
@@ -21,6 +25,7 @@ from sqt_fast.video.archive import VideoFile
 from sqt_fast.video.cpu_decoder import DecodeReport, Frames, NewBuffer
 from sqt_fast.video.probe import Probe
 from sqt_fast.video.reader import PacketReader
+from sqt_fast.video.sampling import ClipPlan
 from sqt_fast.video.segments import Segment
 
 # -- decoders ---------------------------------------------------------------------------------------------------------
@@ -83,6 +88,21 @@ class PoisonedTools(CpuTools):
                     yield Frames(chunk.numbers[:before], chunk.images[:before])
                 poison.strike()
             yield chunk
+
+
+@dataclass(frozen=True)
+class PoisonedRecipe(Recipe):
+    """Cannot plan files with ``name`` in their path: it raises, or asks for more memory than there is."""
+
+    name: str = ""
+    how: str = "error"
+
+    def plan(self, facts: Probe) -> ClipPlan:
+        if self.name in facts.source.path:
+            if self.how == "memory":
+                np.ones(1 << 44)
+            raise IndexError("beyond the end")
+        return super().plan(facts)
 
 
 @dataclass(frozen=True)
@@ -159,14 +179,16 @@ CHOICE = {"backend": "eager", "precision": "fp32", "device": "cpu", "batch_size"
 class Script:
     """What a device that is not there does. Passed where tools would be.
 
-    log: a file that remembers what every process was given. deadly: names of videos that kill it, silent: that hang it.
-    times: how often that happens in all (None: always). broken: a request at which it dies, refused: at which it raises
-    ``BackendError``.
+    log: a file that remembers what every process was given. deadly: names of videos that kill it, silent: that hang it,
+    lost: over which it loses its device. times: how often that happens in all (None: always). stuck: a request at which
+    it hangs, broken: at which it dies, refused: at which it raises ``BackendError``.
     """
 
     log: Path
     deadly: frozenset[str] = frozenset()
     silent: frozenset[str] = frozenset()
+    lost: frozenset[str] = frozenset()
+    stuck: str = ""
     times: int | None = None
     broken: str = ""
     refused: str = ""
@@ -192,23 +214,28 @@ def serve_script(
         script.say(name)
         if name == script.broken and script.strikes(f"{name} broke"):
             os.kill(os.getpid(), signal.SIGKILL)
+        if name == script.stuck:
+            time.sleep(1000)
         if name == script.refused:
             connection.send(("error", BackendError("no such luck")))
         if name == "label":
             break
-        connection.send(("note", f"{name} with {len(args)}"))
+        connection.send(("event", Note(f"{name} with {len(args)}")))
         connection.send(("answer", LOADED if name == "load" else CHOICE))
     while (videos := connection.recv()) is not None:
         script.say("given " + " ".join(video.path for video in videos))
         for video in videos:
             if video.path in script.deadly and script.strikes(f"died of {video.path}"):
                 os.kill(os.getpid(), signal.SIGSEGV)
+            if video.path in script.lost and script.strikes(f"lost the device over {video.path}"):
+                connection.send(("lost", "CUDA error: an illegal memory access was encountered"))
+                os._exit(1)
             if video.path in script.silent and script.strikes(f"hung on {video.path}"):
                 time.sleep(1000)
             if video.path == "refused":
                 connection.send(("error", CheckpointError("not these")))
-            connection.send(("alive", None))
-            connection.send(("clips", 2))
+            connection.send(("event", Alive()))
+            connection.send(("event", ClipsLabelled(2)))
             result = VideoResult(video, [Row(video.path)], 1.0)
             connection.send(("result", (result, RunCounters(clips=2, video_s=1.0, network_s=0.5))))
     script.say("finished")
@@ -234,6 +261,21 @@ def die(connection: "Connection[Any, Any]", how: str) -> None:
 def hang(connection: "Connection[Any, Any]") -> None:
     """Say who it is, and then nothing any more, whatever comes."""
     connection.send(os.getpid())
+    time.sleep(1000)
+
+
+def tell_limits(connection: "Connection[Any, Any]") -> None:
+    """Send what the kernel says of this process."""
+    connection.send((Path("/proc/self/limits").read_text(), Path("/proc/self/status").read_text()))
+    time.sleep(1000)
+
+
+def work_with_heartbeat(connection: "Connection[Any, Any]", work: str) -> None:
+    """Compute, or wait, for ever, beside a heart that beats ten times a second."""
+    connection.send("begun")
+    start_heartbeat(lambda: connection.send("alive"), lambda: True, every_s=0.1)
+    while work == "compute":
+        sum(range(1000))
     time.sleep(1000)
 
 

@@ -29,6 +29,9 @@ class Fake:
     def run(self, clips: Tensor) -> tuple[Tensor, Tensor]:
         return torch.zeros(len(clips), 7), torch.zeros(len(clips), 3)
 
+    def release_memory(self) -> None:
+        """It holds none."""
+
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

@@ -18,7 +18,7 @@ from sqt_fast import __version__
 from sqt_fast import cli as module
 from sqt_fast.cli import BACKENDS, PRECISIONS, main
 from sqt_fast.config import IndexConfig
-from sqt_fast.engine.summary import Summary
+from sqt_fast.engine.results import Summary
 from sqt_fast.errors import SqtError
 from sqt_fast.network import backends
 from sqt_fast.table.schema import read_table

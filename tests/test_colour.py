@@ -14,7 +14,8 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from sqt_fast.clips.colour import correct
-from sqt_fast.engine.segment_decoder import SegmentDecoder, SegmentSample, dali_pipelines
+from sqt_fast.engine.segment_decoder import SegmentDecoder, gpu_pipelines
+from sqt_fast.pipelines.sample import SegmentSample
 
 UInt8 = NDArray[np.uint8]
 EXACT = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
@@ -120,7 +121,7 @@ def encode(colorspace: str, *, full_range: bool = False) -> bytes:
 
 @pytest.fixture(scope="module")
 def decoder() -> Iterator[SegmentDecoder]:
-    make_pipeline = dali_pipelines(HEIGHT, device_id=None, num_threads=1)
+    make_pipeline = gpu_pipelines(HEIGHT, device_id=None, num_threads=1)
     with closing(SegmentDecoder(make_pipeline, batch_size=1, num_pipelines=1)) as decoder:
         yield decoder
 

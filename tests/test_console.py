@@ -9,8 +9,7 @@ from rich.console import Console
 from sqt_fast.clips.recipe import Recipe
 from sqt_fast.config import FAST
 from sqt_fast.console import ConsoleWatcher, print_findings, print_summary
-from sqt_fast.engine.results import RunCounters, VideoResult
-from sqt_fast.engine.summary import Summary
+from sqt_fast.engine.results import RunCounters, Summary, VideoResult
 from sqt_fast.survey import survey, totals
 from sqt_fast.table.schema import Row
 from sqt_fast.video.archive import VideoFile
@@ -92,7 +91,7 @@ def test_summary() -> None:
             failures={"empty_file": 2, "damaged": 1},
             wall_s=12,
             start_s=2,
-            tally=RunCounters(clips=100, video_s=50, frames_decoded=640, frames_wanted=160, network_s=1),
+            counters=RunCounters(clips=100, video_s=50, frames_decoded=640, frames_wanted=160, network_s=1),
             backend="eager fp32 cpu",
             labels_mean_nothing=True,
         )

@@ -14,8 +14,9 @@ pytest.importorskip("av", reason="PyAV is not installed")
 from sqt_fast.clips.colour import correct
 from sqt_fast.clips.resize import resize
 from sqt_fast.engine.routing import why_no_gpu_decoder
-from sqt_fast.engine.segment_decoder import SegmentDecoder, SegmentError, SegmentSample, dali_pipelines
+from sqt_fast.engine.segment_decoder import SegmentDecoder, SegmentError, gpu_pipelines
 from sqt_fast.engine.selftest import CLIPS, NUM_FRAMES, encode, host_frames, working_codecs
+from sqt_fast.pipelines.sample import SegmentSample
 
 pytestmark = pytest.mark.needs_cuda
 SHORT_SIDE = 256
@@ -26,8 +27,8 @@ def decoder() -> Iterator[SegmentDecoder]:
     reason = why_no_gpu_decoder()
     if reason is not None:
         pytest.fail(f"NVDEC cannot be used: {reason}")
-    make_pipeline = dali_pipelines(SHORT_SIDE, device_id=0)
-    with closing(SegmentDecoder(make_pipeline, batch_size=16, num_pipelines=2, note=print)) as decoder:
+    make_pipeline = gpu_pipelines(SHORT_SIDE, device_id=0)
+    with closing(SegmentDecoder(make_pipeline, batch_size=16, num_pipelines=2, report=print)) as decoder:
         yield decoder
 
 

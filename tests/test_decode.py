@@ -14,9 +14,9 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from sqt_fast.clips.resize import resize
-from sqt_fast.engine.segment_decoder import SegmentSample
 from sqt_fast.engine.selftest import host_frames
 from sqt_fast.pipelines.decode import SegmentPipeline
+from sqt_fast.pipelines.sample import SegmentSample
 from sqt_fast.samples.scenes import render
 
 UInt8 = NDArray[np.uint8]

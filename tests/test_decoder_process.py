@@ -10,9 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sqt_fast.clips.recipe import Recipe
+from sqt_fast.config import FAST
 from sqt_fast.engine.decoder_process import DecoderProcess, ToolsFactory
 from sqt_fast.engine.process import ChildError
-from sqt_fast.errors import BackendError, VideoError
+from sqt_fast.errors import VideoError
 from sqt_fast.samples import encoding
 from sqt_fast.samples.encoding import Format
 from sqt_fast.samples.scenes import draw, random_scene
@@ -237,7 +239,7 @@ def test_a_process_that_hangs_is_killed(
 
 def test_slow_work_that_shows_progress_is_no_hang(hosts: HostFactory, video: VideoFile) -> None:
     news: list[float] = []
-    host = hosts(Slow(4.0, ticking=True), hang_s=2.0, on_progress=lambda: news.append(time.monotonic()))
+    host = hosts(Slow(4.0, ticking=True), hang_s=2.0, report=lambda event: news.append(time.monotonic()))
     assert host.probe(video).num_frames == 200
     assert len(news) >= 3
 
@@ -254,7 +256,7 @@ def test_no_more_processes(hosts: HostFactory, video: VideoFile, monkeypatch: py
         raise BlockingIOError(11, "Resource temporarily unavailable")
 
     monkeypatch.setattr("sqt_fast.engine.process.subprocess.Popen", refuse)
-    with pytest.raises(BackendError, match=r"^no more processes can be started: resource temporarily unavailable$"):
+    with pytest.raises(BlockingIOError):
         hosts().probe(video)
 
 
@@ -307,3 +309,42 @@ def test_nothing_is_started_before_it_is_needed(hosts: HostFactory, video: Video
     with pytest.raises(ChildError):
         host.probe(video)
     assert host._child is None
+
+
+# -- plans and memory -------------------------------------------------------------------------------------------------
+
+
+def test_plans_are_those_of_the_caller(hosts: HostFactory, video: VideoFile, facts: Probe) -> None:
+    process = hosts()
+    process.probe(video)
+    recipe = Recipe(FAST, stride_s=1.0)
+    plan, wanted = process.plan(recipe, max_wanted=20), recipe.plan(facts)
+    assert np.array_equal(plan.clips.frames, wanted.frames)
+    assert np.array_equal(plan.clips.spans, wanted.spans)
+    own = plan_segments(facts, wanted.wanted, max_wanted=20)
+    assert [segment.numbers.tolist() for segment in plan.segments] == [segment.numbers.tolist() for segment in own]
+    assert len(plan.segments) > 1
+
+
+def slot_bytes(process: DecoderProcess) -> int:
+    """What the slots take of the machine's memory."""
+    assert process._child is not None
+    folder = Path(f"/proc/{process._child.process.pid}/fd")
+    slots = next(fd for fd in folder.iterdir() if "memfd:sqt-fast decoder" in str(fd.readlink()))
+    return 512 * slots.stat().st_blocks
+
+
+def test_large_pictures_give_their_memory_back(hosts: HostFactory, tmp_path: Path) -> None:
+    """What a segment was allowed is not held for the life of the process."""
+    size, path = (2432, 2400), tmp_path / "large.mp4"
+    form = Format("mp4", "mpeg4", "yuv420p", size, Fraction(25))
+    encoding.encode_video(path, form, draw(random_scene("right", 1), [0.0, 0.04, 0.08], size), [0, 1, 2, 3])
+    (video,) = find_videos([str(path)])
+    process = hosts()
+    facts = process.probe(video)
+    (segment,) = segments_of(facts)
+    held = 0
+    for _ in process.frames(facts.source, segment, DecodeReport()):
+        held = max(held, slot_bytes(process))
+    assert held >= 3 * size[0] * size[1]
+    assert slot_bytes(process) == 0

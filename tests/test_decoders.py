@@ -11,8 +11,8 @@ from sqt_fast.clips.batches import CpuBatches, View
 from sqt_fast.clips.recipe import Recipe
 from sqt_fast.config import FAST
 from sqt_fast.engine import decoders as decoders_module
-from sqt_fast.engine.decoder_process import CpuTools, DecoderProcess
-from sqt_fast.engine.decoders import ATTEMPTS, Decoding
+from sqt_fast.engine.decoder_process import DecoderProcess
+from sqt_fast.engine.decoders import ATTEMPTS, ATTEMPTS_WHEN_HUNG, Decoders, DecoderSetup
 from sqt_fast.engine.jobs import Job, Jobs
 from sqt_fast.engine.memory import Resources
 from sqt_fast.engine.process import ChildError
@@ -22,16 +22,16 @@ from sqt_fast.video.archive import VideoFile, find_videos
 TOTAL = 1 << 30
 
 
-def make(jobs: Jobs | None = None, put: Any = lambda job, view: None, num_decoders: int = 2) -> Decoding:
+def make(jobs: Jobs | None = None, put: Any = lambda job, view: None, num_decoders: int = 2) -> Decoders:
     resources = Resources(num_decoders, TOTAL, cores=4)
-    how: dict[str, Any] = {"tools": CpuTools, "gpu": None, "put": put, "on_progress": lambda: None}
-    return Decoding(jobs or Jobs(), Recipe(FAST), CpuBatches(FAST, torch.float32), resources, **how)
+    batches = CpuBatches(FAST, torch.float32)
+    return Decoders(jobs or Jobs(), Recipe(FAST), batches, DecoderSetup(resources), put)
 
 
 class Trouble:
     """Fails so many times, then works. Remembers how much memory was free meanwhile."""
 
-    def __init__(self, worker: Decoding, times: int, error: Exception) -> None:
+    def __init__(self, worker: Decoders, times: int, error: Exception) -> None:
         self.worker, self.times, self.error = worker, times, error
         self.free: list[int] = []
 
@@ -43,9 +43,10 @@ class Trouble:
 
 
 @pytest.mark.parametrize("times", range(ATTEMPTS))
-def test_what_dies_is_tried_again_alone_on_the_machine(times: int) -> None:
+def test_what_is_killed_is_tried_again_alone_on_the_machine(times: int) -> None:
+    """Memory may have run out."""
     worker = make()
-    do = Trouble(worker, times, ChildError("decoder was killed by SIGKILL"))
+    do = Trouble(worker, times, ChildError("decoder was killed by SIGKILL", killed=True))
     assert worker._attempt(do, 1000) == "done"
     assert do.free == [TOTAL - 1000] + [0] * times
     assert worker._budget._free == TOTAL
@@ -59,6 +60,29 @@ def test_what_always_dies_is_the_files_fault() -> None:
     assert caught.value.status == "crashed"
     assert len(do.free) == ATTEMPTS
     assert worker._budget._free == TOTAL
+
+
+@pytest.mark.parametrize("times", range(ATTEMPTS_WHEN_HUNG + 1))
+def test_what_hangs_is_tried_once_more_beside_the_others(times: int) -> None:
+    """Alone, it would hold up everybody for as long as it hangs."""
+    worker = make()
+    do = Trouble(worker, times, ChildError("decoder hung: it did nothing for 60 s", hung=True))
+    if times < ATTEMPTS_WHEN_HUNG:
+        assert worker._attempt(do, 1000) == "done"
+    else:
+        with pytest.raises(VideoError, match=r"^decoder hung: it did nothing for 60 s, 2 times$"):
+            worker._attempt(do, 1000)
+    assert set(do.free) == {TOTAL - 1000}
+
+
+def test_without_room_for_a_process_it_waits_for_the_others() -> None:
+    worker = make()
+    worker.processes[1]._child = object()  # type: ignore[assignment]  # another decoder lives
+    do = Trouble(worker, 2, BlockingIOError(11, "Resource temporarily unavailable"))
+    assert worker._attempt(do, 1000) == "done"
+    worker.processes[1]._child = None
+    with pytest.raises(BackendError, match=r"^no decoder can be started: resource temporarily unavailable$"):
+        worker._attempt(Trouble(worker, 99, BlockingIOError(11, "Resource temporarily unavailable")), 1000)
 
 
 @pytest.mark.parametrize("error", [VideoError("error", "x"), BackendError("x"), ValueError("x")], ids=repr)
@@ -99,10 +123,10 @@ def test_stop_ends_those_who_wait_for_memory(archive: Path) -> None:
     worker.start()
     worker.stop()
     holder.join()
-    for thread in worker._threads:
+    for thread in worker.threads:
         thread.join(5)
         assert not thread.is_alive()
-    assert all(host._child is None for host in worker._hosts)
+    assert all(process._child is None for process in worker.processes)
     assert worker.error is None
 
 

@@ -17,12 +17,17 @@ from sqt_fast.clips.recipe import Recipe
 from sqt_fast.clips.resize import resize, upright
 from sqt_fast.config import FAST
 from sqt_fast.engine import gpu_route as module
+from sqt_fast.engine.decoder_process import CpuTools
+from sqt_fast.engine.decoders import DecoderSetup
+from sqt_fast.engine.events import ignore
 from sqt_fast.engine.gpu_route import GpuRoute, stream_facts
-from sqt_fast.engine.labelling import Labelling
+from sqt_fast.engine.labelling import Labelling, Task
 from sqt_fast.engine.memory import Resources
-from sqt_fast.engine.segment_decoder import SegmentError, SegmentSample
+from sqt_fast.engine.segment_decoder import SegmentError
+from sqt_fast.errors import DeviceLostError
 from sqt_fast.network.backends import Backend, load_backend
 from sqt_fast.network.model import SqueezeTime
+from sqt_fast.pipelines.sample import SegmentSample
 from sqt_fast.samples import encoding
 from sqt_fast.samples.encoding import Format
 from sqt_fast.samples.scenes import draw, random_scene
@@ -35,6 +40,7 @@ from sqt_fast.video.segments import plan_segments
 from tests.conftest import TINY_LABELS
 from tests.poison import Poison
 from tests.videos import MATRICES, with_matrix
+from tests.watching import notes_into
 
 RECIPE = Recipe(FAST)
 RESOURCES = Resources(2, 1 << 30, cores=2)
@@ -69,7 +75,7 @@ def notes() -> list[str]:
 
 @pytest.fixture(scope="module")
 def route(notes: list[str]) -> Iterator[GpuRoute]:
-    gpu = GpuRoute.open(None, FAST.short_side, notes.append)
+    gpu = GpuRoute.open(None, FAST.short_side, notes_into(notes))
     assert gpu is not None
     with closing(gpu):
         yield gpu
@@ -83,8 +89,9 @@ def backend(tiny_model: SqueezeTime) -> Backend:
 def label(folder: Path, backend: Backend, gpu: GpuRoute | None, **options: Any) -> dict[str, list[Any]]:
     """Return the rows of every video."""
     style = RowStyle(TINY_LABELS, len(TINY_LABELS), per_window=True)
-    worker = Labelling(backend, RECIPE, style, RESOURCES, batch_size=4, gpu=gpu, **options)
-    results = list(worker.label(find_videos([str(folder)])))
+    setup = DecoderSetup(RESOURCES, options.pop("tools", CpuTools), gpu)
+    labelling = Labelling(backend, Task(RECIPE, style, batch_size=4), setup, **options)
+    results = list(labelling.label(find_videos([str(folder)])))
     return {Path(result.video.path).name: result.rows for result in results}
 
 
@@ -113,14 +120,14 @@ def both(route: GpuRoute, facts: Probe) -> tuple[Tensor, Tensor]:
 def test_what_works_is_found_out_and_said(route: GpuRoute, notes: list[str]) -> None:
     assert [codec for codec, reason in route.tested.items() if reason is None] == ["vp9", "vp8"]
     assert len(notes) == 4
-    assert all("is decoded on the host: Failed to create video decoder" in note for note in notes)
+    assert all("is decoded on the CPU: Failed to create video decoder" in note for note in notes)
 
 
 def test_no_route_where_no_codec_works(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "working_codecs", lambda *args, **options: {"h264": "no", "vp9": "no luck"})
     notes: list[str] = []
-    assert GpuRoute.open(None, 64, notes.append) is None
-    assert notes == ["h264 is decoded on the host: no", "vp9 is decoded on the host: no luck"]
+    assert GpuRoute.open(None, 64, notes_into(notes)) is None
+    assert notes == ["h264 is decoded on the CPU: no", "vp9 is decoded on the CPU: no luck"]
 
 
 def test_labels_are_those_of_the_host(folder: Path, backend: Backend, route: GpuRoute) -> None:
@@ -209,12 +216,24 @@ def test_what_the_gpu_cannot_decode_the_host_does(
 
 
 def test_an_unforeseen_error_is_of_one_video(folder: Path, backend: Backend, route: GpuRoute) -> None:
-    (rows,) = label(folder / "vp9.webm", backend, Broken(route, 0, RuntimeError("CUDA error"))).values()
-    assert [(row.status, row.error_message) for row in rows] == [("error", "RuntimeError: CUDA error")]
+    (rows,) = label(folder / "vp9.webm", backend, Broken(route, 0, RuntimeError("odd"))).values()
+    assert [(row.status, row.error_message) for row in rows] == [("error", "RuntimeError: odd")]
+
+
+def test_a_lost_gpu_is_of_no_video(folder: Path, backend: Backend, route: GpuRoute) -> None:
+    lost = Broken(route, 0, torch.AcceleratorError("CUDA error: an illegal memory access was encountered"))
+    with pytest.raises(DeviceLostError, match="illegal memory access"):
+        label(folder / "vp9.webm", backend, lost)
+
+
+def test_out_of_a_gpus_memory_a_segment_is_decoded_on_the_cpu(folder: Path, backend: Backend, route: GpuRoute) -> None:
+    full = Broken(route, 0, torch.OutOfMemoryError("CUDA out of memory"))
+    (rows,) = label(folder / "vp9.webm", backend, full).values()
+    assert {(row.status, row.decoder) for row in rows} == {("ok", "cpu")}
 
 
 def test_a_decoder_closed_in_mid_run_costs_nothing(folder: Path, backend: Backend) -> None:
-    gpu = GpuRoute.open(None, FAST.short_side, lambda _: None)
+    gpu = GpuRoute.open(None, FAST.short_side, ignore)
     assert gpu is not None
     gpu.close()
     (rows,) = label(folder / "vp8.webm", backend, gpu).values()

@@ -1,5 +1,7 @@
 """The triton backend: the network's own numbers, or one clear line that names what can run."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from types import SimpleNamespace
 
@@ -73,6 +75,7 @@ class FakeCuda:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.modes: list[str] = []
+        self.pools: list[object] = []
         self.replays = 0
         stream = SimpleNamespace(wait_stream=lambda other: None)
         fakes = {
@@ -80,14 +83,15 @@ class FakeCuda:
             "Stream": lambda: stream,
             "current_stream": lambda: stream,
             "stream": lambda stream: nullcontext(),
-            "CUDAGraph": lambda: SimpleNamespace(replay=self.replay),
+            "CUDAGraph": lambda: SimpleNamespace(replay=self.replay, pool=lambda: "the pool"),
             "graph": self.graph,
         }
         for name, fake in fakes.items():
             monkeypatch.setattr(torch.cuda, name, fake)
 
-    def graph(self, graph: object, capture_error_mode: str) -> AbstractContextManager[None]:
+    def graph(self, graph: object, pool: object, capture_error_mode: str) -> AbstractContextManager[None]:
         self.modes.append(capture_error_mode)
+        self.pools.append(pool)
         return nullcontext()
 
     def replay(self) -> None:
@@ -125,10 +129,41 @@ def test_graphs_are_captured_once_a_shape_and_the_oldest_goes(monkeypatch: pytes
     assert len(cuda.modes) == 6
 
 
+def test_all_shapes_share_a_pool_until_it_is_cleared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pool each would hold the memory of a batch that proved too large beside every smaller one."""
+    cuda = FakeCuda(monkeypatch)
+    monkeypatch.setattr(doubled, "dtype", torch.float32, raising=False)
+    network = GraphRunner(doubled)  # type: ignore[arg-type]
+    for batch in (4, 2, 1):
+        network(on_a_gpu(batch))
+    assert cuda.pools == [None, "the pool", "the pool"]
+    network.clear()
+    network(on_a_gpu(1))
+    assert cuda.pools[3:] == [None]
+
+
+def test_threads_get_their_own_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    FakeCuda(monkeypatch)
+    monkeypatch.setattr(doubled, "dtype", torch.float32, raising=False)
+    network = GraphRunner(doubled)  # type: ignore[arg-type]
+    copy = graphed._Captured.__call__
+    inside = threading.Semaphore(1)
+
+    def alone(self: graphed._Captured, clips: Tensor) -> tuple[Tensor, Tensor]:
+        assert inside.acquire(blocking=False), "two batches are in the graph's memory at once"
+        result = copy(self, clips)
+        inside.release()
+        return result
+
+    monkeypatch.setattr(graphed._Captured, "__call__", alone)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: network(on_a_gpu(2)), range(200)))
+
+
 def test_a_captured_batch_is_copied_in_and_results_are_copied_out(monkeypatch: pytest.MonkeyPatch) -> None:
     FakeCuda(monkeypatch)
     monkeypatch.setattr(doubled, "dtype", torch.float32, raising=False)
-    captured = graphed._Captured(doubled, on_a_gpu(2))  # type: ignore[arg-type]
+    captured = graphed._Captured(doubled, on_a_gpu(2), None)  # type: ignore[arg-type]
     assert captured.clips.is_contiguous(memory_format=torch.channels_last)
     logits, _ = captured(3 * torch.ones(2, 48, 4, 4))
     assert torch.equal(captured.clips.as_subclass(Tensor), 3 * torch.ones(2, 48, 4, 4))

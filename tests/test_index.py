@@ -22,10 +22,10 @@ import pytest
 from sqt_fast.cli import BACKENDS
 from sqt_fast.config import IndexConfig
 from sqt_fast.engine.decoder_process import CpuTools
+from sqt_fast.engine.events import Report
 from sqt_fast.engine.labelling import Labelling
 from sqt_fast.engine.memory import Resources
-from sqt_fast.engine.results import VideoResult
-from sqt_fast.engine.summary import Summary, Watcher
+from sqt_fast.engine.results import Summary, VideoResult
 from sqt_fast.engine.supervisor import Supervisor
 from sqt_fast.engine.worker import Worker
 from sqt_fast.errors import BackendError, CheckpointError, ConfigError, InterruptedRunError, OutputError, SqtError
@@ -50,11 +50,9 @@ def _no_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sqt_fast.index.estimate_clips", lambda videos, recipe: len(videos))
 
 
-def in_process(config: IndexConfig, watcher: Watcher) -> Labeller:
+def in_process(config: IndexConfig, report: Report) -> Labeller:
     """Label in this very process: quick to start, and tests can change it."""
-    device = Worker(config, RESOURCES)
-    device.note, device.on_clips = watcher.note, watcher.clips
-    return device
+    return Worker(config, RESOURCES, report=report)
 
 
 class Lab:
@@ -116,10 +114,10 @@ def kill_after(monkeypatch: pytest.MonkeyPatch, videos: int, error: type[BaseExc
     """End the next run with ``error`` when it has finished so many videos, each brought to disk."""
     take, count = Labelling._result, iter(range(10**6))
 
-    def result(self: Labelling, job: Any) -> VideoResult:
+    def result(self: Labelling, job: Any, sheet: Any) -> VideoResult:
         if next(count) == videos:
             raise error
-        return take(self, job)
+        return take(self, job, sheet)
 
     monkeypatch.setattr(Labelling, "_result", result)
     monkeypatch.setattr("sqt_fast.index.MAX_FLUSH_S", -1.0)
@@ -155,7 +153,7 @@ def test_an_archive(archive: Path, tmp_path: Path, tiny_weights: tuple[str, str]
     assert (summary.videos, summary.labelled, summary.already_done, summary.rows) == (13, 13, 0, len(rows))
     assert summary.failed == 5
     assert summary.failures == failed
-    assert summary.tally.clips == sum(r["status"] == "ok" for r in rows)
+    assert summary.counters.clips == sum(r["status"] == "ok" for r in rows)
     assert summary.wall_s > summary.start_s > 0
     assert not lab.parts.exists()
     assert {p.name for p in lab.output.parent.iterdir()} <= {lab.output.name, f"{lab.output.name}.meta.json"}
@@ -246,7 +244,7 @@ def test_again_when_complete_decodes_nothing(lab: Lab, suffix: str, monkeypatch:
     summary = lab.run(embeddings=True)
     assert (summary.labelled, summary.already_done, summary.rows) == (0, 4, len(before))
     assert (summary.failed, summary.failures) == (1, {"empty_file": 1})
-    assert summary.tally.packets_read == summary.tally.clips == 0
+    assert summary.counters.packets_read == summary.counters.clips == 0
     assert lab.output.stat().st_mtime_ns == written.st_mtime_ns
     assert repr(lab.rows()) == repr(before)
     assert not lab.parts.exists()
@@ -712,10 +710,10 @@ def with_tools(tools: Any, hang_s: float = 60.0, *, supervised: bool = True) -> 
     """Label with these decoders, in a process of its own or in this one."""
     resources = Resources(2, 1 << 30, cores=2, hang_s=hang_s)
 
-    def launch(config: IndexConfig, watcher: Watcher) -> Labeller:
+    def launch(config: IndexConfig, report: Report) -> Labeller:
         if supervised:
-            return Supervisor(config, resources, watcher, tools)
-        return Worker(config, resources, tools)
+            return Supervisor(config, resources, report, tools)
+        return Worker(config, resources, tools, report)
 
     return launch
 
@@ -734,9 +732,9 @@ def test_supervised_gives_the_same_table(lab: Lab, tmp_path: Path) -> None:
     summary = lab.run(launch=with_tools(CpuTools), embeddings=True)
     assert repr(lab.rows()) == wanted
     assert (summary.labelled, summary.rows, summary.failed) == (4, len(lab.rows()), 1)
-    assert summary.tally.clips == sum(row["status"] == "ok" for row in lab.rows())
-    assert summary.tally.frames_decoded >= summary.tally.frames_wanted > 0
-    assert lab.watcher.num_clips == summary.tally.clips
+    assert summary.counters.clips == sum(row["status"] == "ok" for row in lab.rows())
+    assert summary.counters.frames_decoded >= summary.counters.frames_wanted > 0
+    assert lab.watcher.num_clips == summary.counters.clips
     assert "eager fp32 on cpu: as asked" in lab.watcher.notes
     assert not descendants(os.getpid())
 
@@ -747,8 +745,8 @@ def test_supervised_gives_the_same_table(lab: Lab, tmp_path: Path) -> None:
         (Poison("SIGSEGV"), True, "crashed", "decoder was killed by SIGSEGV, 3 times"),
         (Poison("SIGSEGV", at=4), False, "crashed", "decoder was killed by SIGSEGV, 3 times"),
         (Poison("exit", at=0), False, "crashed", "decoder ended unasked (exit code 3), 3 times"),
-        (Poison("hang", at=0), False, "crashed", "decoder hung: it did nothing for 2 s, 3 times"),
-        (Poison("hang"), True, "crashed", "decoder hung: it did nothing for 2 s, 3 times"),
+        (Poison("hang", at=0), False, "crashed", "decoder hung: it did nothing for 2 s, 2 times"),
+        (Poison("hang"), True, "crashed", "decoder hung: it did nothing for 2 s, 2 times"),
         (Poison("memory", at=4), False, "too_large", "not enough memory to decode it"),
         (Poison("value"), False, "error", "ValueError: what nobody foresaw"),
     ],

@@ -8,13 +8,10 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-import torch
 
-from sqt_fast.clips.batches import View
 from sqt_fast.engine.jobs import Job, Jobs
 from sqt_fast.errors import VideoError
 from sqt_fast.video.archive import VideoFile
-from sqt_fast.video.sampling import plan_clips
 from sqt_fast.video.segments import Segment
 
 EMPTY = np.zeros(0, np.int64)
@@ -189,19 +186,26 @@ def test_the_first_error_is_kept() -> None:
     assert str(job.error) == "first"
 
 
-def test_views_are_kept_by_their_place() -> None:
-    """Whatever their order, the mean over crops is the same to the last bit."""
-    plan = plan_clips(np.arange(200) / 25, 8.0, num_clips=3)
-    scores = torch.rand((3, 3, 5), generator=torch.Generator().manual_seed(0))
-    kept = []
-    for order in ([(i, k) for i in range(3) for k in range(3)], [(i, k) for k in (2, 0, 1) for i in (1, 2, 0)]):
-        job = Job(video("a"), plan=plan)
-        for i, k in order:
-            job.keep(View(i, k, torch.empty(0), missing=i), 3, scores[i, k], scores[i, k, :2])
-        assert job.missing == {0: 0, 1: 1, 2: 2}
-        assert job.scores is not None
-        assert job.embeddings is not None
-        assert np.array_equal(job.scores, scores.numpy())
-        assert np.array_equal(job.embeddings, scores[:, :, :2].numpy())
-        kept.append(job.scores.mean(axis=1).tobytes())
-    assert kept[0] == kept[1]
+def test_a_job_that_crashes_again_and_again_is_given_up(jobs: Jobs) -> None:
+    """Its other segments are never handed out: each might cost a minute of silence."""
+    jobs.add([video("a"), video("b")])
+    a, _ = take(jobs, None)
+    jobs.probed(a, segments(0, 10, 20, 30, 40))
+    assert take(jobs, a) == (a, 0)
+    assert not jobs.segment_done(a, crashed=True)
+    assert take(jobs, a) == (a, 10)
+    assert take(jobs, a) == (a, 20)  # another decoder helps
+    assert not jobs.segment_done(a, crashed=True)
+    b, _ = take(jobs, a)
+    assert b.video.path == "b"
+    assert jobs.segment_done(a, crashed=False)
+
+
+def test_one_crash_costs_one_segment(jobs: Jobs) -> None:
+    jobs.add([video("a")])
+    a, _ = take(jobs, None)
+    jobs.probed(a, segments(0, 10))
+    assert take(jobs, a) == (a, 0)
+    assert not jobs.segment_done(a, crashed=True)
+    assert take(jobs, a) == (a, 10)
+    assert jobs.segment_done(a, crashed=False)

@@ -3,6 +3,7 @@
 import os
 import threading
 import time
+import weakref
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -20,10 +21,13 @@ from sqt_fast.clips.gather import ClipMaker
 from sqt_fast.clips.recipe import Recipe
 from sqt_fast.clips.resize import resize, upright
 from sqt_fast.config import ClipProtocol
-from sqt_fast.engine.labelling import Labelling
+from sqt_fast.engine.decoder_process import CpuTools
+from sqt_fast.engine.decoders import DecoderSetup
+from sqt_fast.engine.events import BatchSizeChanged
+from sqt_fast.engine.labelling import Labelling, Sheet, Task
 from sqt_fast.engine.memory import Resources
-from sqt_fast.engine.results import VideoResult
-from sqt_fast.errors import BackendError
+from sqt_fast.engine.results import RunCounters, VideoResult
+from sqt_fast.errors import BackendError, DeviceLostError
 from sqt_fast.samples import encoding
 from sqt_fast.samples.encoding import Format
 from sqt_fast.samples.scenes import draw, random_scene
@@ -33,7 +37,8 @@ from sqt_fast.video.cpu_decoder import CpuDecoder, DecodeReport
 from sqt_fast.video.probe import probe
 from sqt_fast.video.reader import PacketReader
 from sqt_fast.video.segments import plan_segments
-from tests.poison import Deaf, Poison, Slow, descendants, wait_until
+from tests.poison import Deaf, Poison, PoisonedRecipe, Slow, descendants, wait_until
+from tests.watching import Remembering
 
 SIZE = 24
 FAST = Recipe(ClipProtocol("fast", short_side=32, crop_size=SIZE, num_clips=None, num_crops=1))
@@ -55,7 +60,11 @@ class MeansBackend:
     def __init__(self, error: BaseException | None = None, room: int = 1000, hated: float = 1e9) -> None:
         """error: what it always raises. room: clips in its memory. hated: it fails on a clip of this first mean."""
         self.shapes: list[tuple[int, ...]] = []
+        self.released = 0
         self.error, self.room, self.hated = error, room, hated
+
+    def release_memory(self) -> None:
+        self.released += 1
 
     def run(self, clips: Tensor) -> tuple[Tensor, Tensor]:
         self.shapes.append(tuple(clips.shape))
@@ -74,7 +83,9 @@ def make_worker(
 ) -> Labelling:
     style = RowStyle(LABELS, 2, per_window=recipe is not OFFICIAL)
     resources = Resources(num_decoders, 1 << 30, cores=2, hang_s=hang_s)
-    return Labelling(backend, recipe, style, resources, **{"batch_size": 4, **options})
+    task = Task(recipe, style, options.pop("batch_size", 4), options.pop("embeddings", False))
+    setup = DecoderSetup(resources, options.pop("tools", CpuTools), options.pop("gpu", None))
+    return Labelling(backend, task, setup, **options)
 
 
 def by_path(results: Sequence[VideoResult]) -> dict[str, list[Any]]:
@@ -212,12 +223,13 @@ def test_nothing_but_broken_files_never_runs_the_network(videos: list[VideoFile]
     assert backend.shapes == []
 
 
-def test_tally(good: list[VideoFile]) -> None:
-    seen: list[int] = []
-    worker = make_worker(MeansBackend(), on_clips=seen.append)
-    results = list(worker.label(good))
-    tally = worker.tally
-    assert tally.clips == sum(seen) == sum(len(r.rows) for r in results)
+def test_counters(good: list[VideoFile]) -> None:
+    watcher = Remembering()
+    labelling = make_worker(MeansBackend(), report=watcher.on_event)
+    results = list(labelling.label(good))
+    tally = labelling.take_counters()
+    assert labelling.take_counters() == RunCounters()
+    assert tally.clips == watcher.num_clips == sum(len(r.rows) for r in results)
     facts = [probe(v) for v in good]
     assert tally.video_s == pytest.approx(sum(f.duration_s for f in facts))
     assert tally.frames_wanted == sum(len(FAST.plan(f).wanted) for f in facts)
@@ -257,7 +269,7 @@ def test_a_decoder_that_hangs_is_killed_and_the_video_has_a_row(
     bad = good[1]
     results = label(good, tools=Poison("hang", at=4, name=bad.path), embeddings=True, hang_s=1.5)
     (row,) = next(r.rows for r in results if r.video is bad)
-    assert (row.status, row.error_message) == ("crashed", "decoder hung: it did nothing for 2 s, 3 times")
+    assert (row.status, row.error_message) == ("crashed", "decoder hung: it did nothing for 2 s, 2 times")
     others = by_path(results)
     assert all(others[v.name] == truth[v.name] for v in good if v is not bad)
 
@@ -332,7 +344,7 @@ def test_overlapping_windows_decode_nothing_twice(tmp_path: Path) -> None:
         worker = make_worker(MeansBackend(), Recipe(FAST.protocol, stride_s=stride_s))
         (result,) = worker.label(videos)
         assert {row.status for row in result.rows} == {"ok"}
-        tallies.append(worker.tally)
+        tallies.append(worker.counters)
     tiled, overlapping = tallies
     assert (tiled.clips, overlapping.clips) == (4, 27)
     assert tiled.frames_wanted == overlapping.frames_wanted == 64
@@ -358,19 +370,21 @@ def test_a_clip_needs_half_of_its_frames(good: list[VideoFile], first_lost: int,
 @pytest.mark.parametrize("room", [1, 2, 3, 5])
 def test_out_of_memory_makes_batches_smaller(videos: list[VideoFile], truth: dict[str, list[Any]], room: int) -> None:
     """More than once if need be; no clip is lost and none is labelled twice."""
-    notes: list[str] = []
+    watcher = Remembering()
     backend = MeansBackend(room=room)
-    worker = make_worker(backend, batch_size=8, embeddings=True, note=notes.append)
+    worker = make_worker(backend, batch_size=8, embeddings=True, report=watcher.on_event)
     assert by_path(list(worker.label(videos))) == truth
     sizes = [size for size in (4, 2, 1) if size * 2 > room]
-    assert notes == [f"out of GPU memory: going on with batches of {size}" for size in sizes]
+    assert watcher.notes == [f"out of memory: going on with batches of {size}" for size in sizes]
+    assert [e for e in watcher.events if isinstance(e, BatchSizeChanged)] == [BatchSizeChanged(s) for s in sizes]
+    assert backend.released == len(sizes)
     assert worker.batch_size == sizes[-1]
     assert backend.shapes[0][0] == 8
     assert {shape[0] for shape in backend.shapes if shape[0] <= room} == {sizes[-1]}
 
 
 def test_out_of_memory_for_a_single_clip_is_the_end(good: list[VideoFile]) -> None:
-    with pytest.raises(BackendError, match=r"^out of GPU memory with a single clip"):
+    with pytest.raises(BackendError, match=r"^out of memory with a single clip"):
         label(good, MeansBackend(room=0))
     assert decoder_threads() == []
 
@@ -385,7 +399,7 @@ def test_a_clip_that_the_network_fails_on_costs_its_video_only(
     rows = next(r.rows for r in results if r.video is bad)
     assert [row.status for row in rows] == ["ok"] * (len(rows) - 1) + ["error"]
     assert [row.clip_index for row in rows] == [*range(1, len(rows)), None]
-    assert rows[-1].error_message == "the network failed: ValueError: I hate this one"
+    assert rows[-1].error_message == "the network failed on clip 0: ValueError: I hate this one"
     others = by_path(results)
     assert all(others[v.name] == truth[v.name] for v in good if v is not bad)
 
@@ -399,11 +413,64 @@ def test_a_network_that_answers_nan_still_gives_rows(good: list[VideoFile]) -> N
         assert all(row.label in LABELS and np.isnan(row.score or 0) for row in result.rows)
 
 
-def test_a_network_that_always_fails_still_gives_rows(videos: list[VideoFile]) -> None:
-    results = label(videos, MeansBackend(error=ZeroDivisionError("x")))
-    assert len(results) == len(videos)
-    said = {row.error_message for r in results for row in r.rows if "broken" not in r.video.path}
-    assert said == {"the network failed: ZeroDivisionError: x"}
+class FailingLater(MeansBackend):
+    """Fails from batch number ``first`` on, for ever or once."""
+
+    def __init__(self, failure: Exception, first: int, *, once: bool = False) -> None:
+        super().__init__()
+        self.failure, self.first, self.once = failure, first, once
+
+    def run(self, clips: Tensor) -> tuple[Tensor, Tensor]:
+        self.first -= 1
+        if self.first < 0:
+            self.first += self.once * 10**6
+            raise self.failure
+        return super().run(clips)
+
+
+@pytest.mark.parametrize("first", [0, 2])
+def test_a_network_that_fails_on_every_clip_is_no_videos_fault(good: list[VideoFile], first: int) -> None:
+    """It fails on a blank clip just so. No video gets a row for it; what came before stays."""
+    seen: list[VideoResult] = []
+    labelling = make_worker(FailingLater(ZeroDivisionError("x"), first), batch_size=2)
+    with pytest.raises(BackendError, match=r"^the network fails on every clip \(x\); try another --backend$"):
+        seen.extend(labelling.label(good))
+    assert {row.status for result in seen for row in result.rows} <= {"ok"}
+    assert decoder_threads() == []
+
+
+@pytest.mark.parametrize("first", [0, 2])
+def test_a_lost_device_is_no_videos_fault(good: list[VideoFile], first: int) -> None:
+    lost = torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+    seen: list[VideoResult] = []
+    with pytest.raises(DeviceLostError, match="illegal memory access"):
+        for result in make_worker(FailingLater(lost, first), batch_size=2).label(good):
+            seen.append(result)  # noqa: PERF402 - what came before the error is wanted
+    assert {row.status for result in seen for row in result.rows} <= {"ok"}
+    assert decoder_threads() == []
+
+
+@pytest.mark.parametrize("first", [0, 1, 3])
+def test_out_of_memory_at_any_batch_loses_nothing(
+    videos: list[VideoFile], truth: dict[str, list[Any]], first: int
+) -> None:
+    backend = FailingLater(torch.OutOfMemoryError("CUDA out of memory"), first, once=True)
+    assert by_path(label(videos, backend, batch_size=8, embeddings=True)) == truth
+
+
+def test_a_failed_batch_is_let_go_before_the_next_is_run(good: list[VideoFile]) -> None:
+    """The traceback would keep it, and all activations, while smaller batches are tried."""
+    held: list[weakref.ref[Tensor]] = []
+    alive: list[int] = []
+
+    class Watching(MeansBackend):
+        def run(self, clips: Tensor) -> tuple[Tensor, Tensor]:
+            alive.append(sum(ref() is not None for ref in held))
+            held.append(weakref.ref(clips))
+            return super().run(clips)
+
+    label(good, Watching(room=1), batch_size=8)
+    assert alive[:4] == [0, 0, 0, 0]
 
 
 def test_an_interrupt_in_the_network_reaches_the_caller_and_stops_the_decoders(good: list[VideoFile]) -> None:
@@ -418,25 +485,23 @@ def test_decoders_that_cannot_be_started_do_not_hang(good: list[VideoFile], monk
         raise BlockingIOError(11, "Resource temporarily unavailable")
 
     monkeypatch.setattr("sqt_fast.engine.process.subprocess.Popen", refuse)
-    with pytest.raises(BackendError, match=r"decoding cannot start here \(no more processes can be started: resource"):
+    with pytest.raises(BackendError, match=r"^no decoder can be started: resource temporarily unavailable$"):
         label(good)
     assert decoder_threads() == []
 
 
-def test_a_bug_in_planning_costs_one_video(
-    good: list[VideoFile], truth: dict[str, list[Any]], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("how", "status", "message"),
+    [("error", "error", "IndexError: beyond the end"), ("memory", "too_large", "not enough memory to decode it")],
+)
+def test_what_goes_wrong_in_planning_costs_one_video(
+    good: list[VideoFile], truth: dict[str, list[Any]], how: str, status: str, message: str
 ) -> None:
-    plan = Recipe.plan
-
-    def fail(self: Recipe, facts: Any) -> Any:
-        if facts.source.path == good[0].path:
-            raise IndexError("beyond the end")
-        return plan(self, facts)
-
-    monkeypatch.setattr(Recipe, "plan", fail)
-    results = label(good, embeddings=True)
+    """Plans are made in the decoder's process, under its limits."""
+    recipe = PoisonedRecipe(FAST.protocol, name=good[0].path, how=how)
+    results = label(good, recipe=recipe, embeddings=True)
     (row,) = next(r.rows for r in results if r.video is good[0])
-    assert (row.status, row.error_message, row.codec) == ("error", "IndexError: beyond the end", "mpeg4")
+    assert (row.status, row.error_message, row.codec) == (status, message, "mpeg4")
     others = by_path(results)
     assert all(others[v.name] == truth[v.name] for v in good[1:])
 
@@ -482,3 +547,20 @@ def test_little_is_decoded_ahead(good: list[VideoFile]) -> None:
         next(results)
         time.sleep(0.5)
         assert worker._ready.qsize() <= 4
+
+
+def test_views_are_kept_by_their_place() -> None:
+    """Whatever their order, the mean over crops is the same to the last bit."""
+    scores = torch.rand((3, 3, 5), generator=torch.Generator().manual_seed(0))
+    kept = []
+    for order in ([(i, k) for i in range(3) for k in range(3)], [(i, k) for k in (2, 0, 1) for i in (1, 2, 0)]):
+        sheet = Sheet()
+        for i, k in order:
+            sheet.keep(View(i, k, torch.empty(0), missing=i), (3, 3), scores[i, k], scores[i, k, :2])
+        assert sheet.missing == {0: 0, 1: 1, 2: 2}
+        assert sheet.scores is not None
+        assert sheet.embeddings is not None
+        assert np.array_equal(sheet.scores, scores.numpy())
+        assert np.array_equal(sheet.embeddings, scores[:, :, :2].numpy())
+        kept.append(sheet.scores.mean(axis=1).tobytes())
+    assert kept[0] == kept[1]

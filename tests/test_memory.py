@@ -20,10 +20,12 @@ from sqt_fast.engine.memory import (
     GIB,
     MAX_DECODERS,
     Budget,
+    affordable_decoders,
     available_bytes,
     decoding_bytes,
     parse_memory,
     plan_resources,
+    usable_cores,
 )
 from sqt_fast.errors import ConfigError
 from sqt_fast.video.packets import PacketColumns
@@ -153,6 +155,57 @@ CASES: dict[str, tuple[dict[str, str], int]] = {
 @pytest.mark.parametrize(("files", "size"), CASES.values(), ids=CASES)
 def test_what_is_free(tmp_path: Path, files: dict[str, str], size: int) -> None:
     assert available_bytes(machine(tmp_path, MEMINFO | files)) == size
+
+
+QUOTAS = {
+    "no control groups": ({}, 64),
+    "v2: no quota": ({"proc/self/cgroup": "0::/\n", f"{V2}/cpu.max": "max 100000\n"}, 64),
+    "v2: two of many": ({"proc/self/cgroup": "0::/\n", f"{V2}/cpu.max": "200000 100000\n"}, 2),
+    "v2: one and a half": ({"proc/self/cgroup": "0::/\n", f"{V2}/cpu.max": "150000 100000\n"}, 2),
+    "v2: a tenth": ({"proc/self/cgroup": "0::/\n", f"{V2}/cpu.max": "10000 100000\n"}, 1),
+    "v2: above a job": (
+        {
+            "proc/self/cgroup": "0::/slurm/job\n",
+            f"{V2}/slurm/cpu.max": "400000 100000\n",
+            f"{V2}/slurm/job/cpu.max": "max 100000\n",
+        },
+        4,
+    ),
+    "v1": (
+        {
+            "proc/self/cgroup": "4:cpu,cpuacct:/docker/1\n",
+            f"{V2}/cpu/docker/1/cpu.cfs_quota_us": "300000\n",
+            f"{V2}/cpu/docker/1/cpu.cfs_period_us": "100000\n",
+        },
+        3,
+    ),
+    "v1: no quota": (
+        {
+            "proc/self/cgroup": "4:cpu:/\n",
+            f"{V2}/cpu/cpu.cfs_quota_us": "-1\n",
+            f"{V2}/cpu/cpu.cfs_period_us": "100000\n",
+        },
+        64,
+    ),
+    "another controller's": (
+        {"proc/self/cgroup": "4:memory:/a\n", f"{V2}/cpu/a/cpu.cfs_quota_us": "1\n"},
+        64,
+    ),
+}
+
+
+@pytest.mark.parametrize(("files", "cores"), QUOTAS.values(), ids=QUOTAS)
+def test_cores_are_those_of_the_containers_quota(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], cores: int
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(64)))
+    assert usable_cores(machine(tmp_path, files)) == cores
+
+
+def test_decoders_are_as_many_as_memory_allows() -> None:
+    assert affordable_decoders(GIB) == 2
+    assert affordable_decoders(1) == 1
+    assert affordable_decoders(1000 * GIB) == 64
 
 
 def test_a_machine_that_says_nothing(tmp_path: Path) -> None:

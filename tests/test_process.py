@@ -11,7 +11,8 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from sqt_fast.engine.process import ChildError, ChildProcess
+from sqt_fast.engine.messages import decode
+from sqt_fast.engine.process import ChildError, ChildProcess, Limits
 from tests.poison import is_alive, wait_until
 
 
@@ -151,3 +152,64 @@ def test_no_child_outlives_its_parent(target: str) -> None:
         assert is_alive(pid)
         parent.kill()
     assert wait_until(lambda: not is_alive(pid), 5)
+
+
+# -- limits, heartbeats, plain data -----------------------------------------------------------------------------------
+
+
+def test_limits_are_set(children: list[ChildProcess]) -> None:
+    child = ChildProcess(
+        "tests.poison:tell_limits", title="x", limits=Limits(address_space_bytes=3 << 30, open_files=99)
+    )
+    children.append(child)
+    limits, status = child.receive(30)
+    lines = {line[:25].strip(): line[25:].split()[:2] for line in limits.splitlines()}
+    assert lines["Max address space"] == [str(3 << 30)] * 2
+    assert lines["Max open files"] == ["99"] * 2
+    assert lines["Max core file size"] == ["0"] * 2
+    assert "NoNewPrivs:\t1" in status
+
+
+def test_without_limits_there_are_none(children: list[ChildProcess]) -> None:
+    child = ChildProcess("tests.poison:tell_limits", title="x")
+    children.append(child)
+    _, status = child.receive(30)
+    assert "NoNewPrivs:\t0" in status
+
+
+def test_what_a_child_sends_is_not_unpickled_where_it_is_not_trusted(children: list[ChildProcess]) -> None:
+    child = ChildProcess("tests.poison:echo", title="decoder", decode=decode)
+    children.append(child)
+    child.send("what comes back is a pickle")
+    with pytest.raises(ChildError, match=r"^decoder sent not a message"):
+        child.receive(30)
+    assert not is_alive(child.process.pid)
+
+
+def test_who_was_killed_and_who_hung_is_known(children: list[ChildProcess]) -> None:
+    for how, killed in (("SIGKILL", True), ("SIGSEGV", False), ("exit", False)):
+        child = ChildProcess("tests.poison:die", how, title="x")
+        children.append(child)
+        assert child.receive(30) == "hello"
+        with pytest.raises(ChildError) as caught:
+            child.receive(30)
+        assert (caught.value.killed, caught.value.hung) == (killed, False)
+    child = ChildProcess("tests.poison:hang", title="x")
+    children.append(child)
+    child.receive(30)
+    with pytest.raises(ChildError) as caught:
+        child.receive(0.1)
+    assert (caught.value.killed, caught.value.hung) == (False, True)
+
+
+@pytest.mark.parametrize(("work", "beats"), [("compute", True), ("wait", False)])
+def test_the_heart_beats_while_it_computes(children: list[ChildProcess], work: str, beats: bool) -> None:
+    """Long work is no hang; a process that waits, for a lock or a dead disk, is silent."""
+    child = ChildProcess("tests.poison:work_with_heartbeat", work, title="x")
+    children.append(child)
+    assert child.receive(30) == "begun"
+    if beats:
+        assert child.receive(30) == "alive"
+    else:
+        with pytest.raises(ChildError, match="hung"):
+            child.receive(1.0)

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from av.video.reformatter import Interpolation
 
-from sqt_fast.engine.segment_decoder import SegmentSample
 from sqt_fast.errors import VideoError
 from sqt_fast.pipelines.decode import SegmentPipeline
+from sqt_fast.pipelines.sample import SegmentSample
 from sqt_fast.video import reader as reader_module
 from sqt_fast.video.packets import RANDOM_ACCESS
 from sqt_fast.video.reader import PacketReader, is_cropped_at_end, remux

@@ -17,12 +17,11 @@ from torch import Tensor
 from sqt_fast.engine.segment_decoder import (
     SegmentDecoder,
     SegmentError,
-    SegmentSample,
-    dali_pipelines,
-    is_out_of_memory,
-    one_line,
+    gpu_pipelines,
 )
+from sqt_fast.pipelines.sample import SegmentSample
 from tests.test_decode import SHORT_SIDE, assert_same, on_the_host, sample
+from tests.watching import notes_into
 
 DALI_ERROR = """Critical error in pipeline:
 Error in MIXED operator `nvidia.dali.fn.decoders.video`,
@@ -70,7 +69,7 @@ class Machine:
             batch_size=batch_size,
             num_pipelines=1,
             max_batch_bytes=max_batch_bytes,
-            note=self.notes.append,
+            report=notes_into(self.notes),
             hang_s=hang_s,
         )
 
@@ -275,7 +274,7 @@ def test_pipeline_that_cannot_be_made_says_so() -> None:
 
     notes: list[str] = []
     with (
-        closing(SegmentDecoder(make, num_pipelines=2, note=notes.append)) as decoder,
+        closing(SegmentDecoder(make, num_pipelines=2, report=notes_into(notes))) as decoder,
         pytest.raises(SegmentError, match=r"decoding stopped: dlopen libnvcuvid.so failed"),
     ):
         decoder.decode(numbered(1))
@@ -357,8 +356,8 @@ def test_real_pipelines_serve_many_threads() -> None:
     for at in (5, 30, 31):
         samples.insert(at, SegmentSample(b"no video at all" * 9, np.array([0], np.int32), (96, 128)))
     notes: list[str] = []
-    make_pipeline = dali_pipelines(SHORT_SIDE, device_id=None, num_threads=2)
-    decoder = SegmentDecoder(make_pipeline, batch_size=5, num_pipelines=2, note=notes.append)
+    make_pipeline = gpu_pipelines(SHORT_SIDE, device_id=None, num_threads=2)
+    decoder = SegmentDecoder(make_pipeline, batch_size=5, num_pipelines=2, report=notes_into(notes))
     with closing(decoder), ThreadPoolExecutor(12) as pool:
         futures = [pool.submit(decoder.decode, s) for s in samples]
     for i, (future, wanted) in enumerate(zip(futures, samples, strict=True)):
@@ -370,23 +369,10 @@ def test_real_pipelines_serve_many_threads() -> None:
     assert not notes
 
 
-def test_errors_are_read() -> None:
-    assert one_line(RuntimeError(DALI_ERROR)) == 'Failed to create video decoder for "memory file"'
-    assert one_line(ValueError("one\ntwo")) == "one"
-    assert one_line(KeyError()) == "KeyError"
-    memory = ["CUDA out of memory. Tried to allocate 2 GiB", "CUDA allocation failed", "std::bad_alloc"]
-    memory += ["CUDA driver API error CUDA_ERROR_OUT_OF_MEMORY (2)", "Can't allocate 12 bytes on device 0."]
-    memory += ["CUDA runtime API error cudaErrorMemoryAllocation (2)"]
-    assert all(is_out_of_memory(RuntimeError(DALI_ERROR.replace("Failed", text))) for text in memory)
-    assert is_out_of_memory(MemoryError())
-    assert is_out_of_memory(torch.OutOfMemoryError())
-    assert not is_out_of_memory(RuntimeError(DALI_ERROR))
-
-
-def test_importing_brings_neither_dali_nor_torch() -> None:
+def test_importing_brings_no_torch_and_no_dali() -> None:
     code = (
         "import sys, sqt_fast.engine.segment_decoder, sqt_fast.engine.routing; "
-        "print({'torch', 'nvidia.dali', 'av'} & set(sys.modules))"
+        "print({'torch', 'nvidia.dali'} & set(sys.modules))"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "set()"

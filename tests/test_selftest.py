@@ -15,8 +15,9 @@ from torch import Tensor
 
 from sqt_fast.clips.resize import resize
 from sqt_fast.engine import selftest
-from sqt_fast.engine.segment_decoder import SegmentDecoder, SegmentError, SegmentSample, dali_pipelines
+from sqt_fast.engine.segment_decoder import SegmentDecoder, SegmentError, gpu_pipelines
 from sqt_fast.engine.selftest import CLIPS, NUM_FRAMES, draw_number, encode, host_frames, read_number, working_codecs
+from sqt_fast.pipelines.sample import SegmentSample
 
 SHORT_SIDE = 64
 
@@ -28,7 +29,7 @@ def right(sample: SegmentSample) -> Tensor:
 
 @pytest.fixture(scope="module")
 def cpu_decoder() -> Iterator[SegmentDecoder]:
-    make_pipeline = dali_pipelines(SHORT_SIDE, device_id=None, num_threads=2)
+    make_pipeline = gpu_pipelines(SHORT_SIDE, device_id=None, num_threads=2)
     with closing(SegmentDecoder(make_pipeline, batch_size=2, num_pipelines=1)) as decoder:
         yield decoder
 

@@ -1,6 +1,17 @@
 """A watcher of runs (``sqt_fast.index.Watcher``) that says nothing."""
 
+from sqt_fast.engine.events import ClipsLabelled, Event, Note, Report
 from sqt_fast.engine.results import VideoResult
+
+
+def notes_into(notes: list[str]) -> Report:
+    """Return what keeps the notes of the engine and no other event."""
+
+    def report(event: Event) -> None:
+        if isinstance(event, Note):
+            notes.append(event.text)
+
+    return report
 
 
 class Remembering:
@@ -10,6 +21,15 @@ class Remembering:
         self.notes: list[str] = []
         self.results: list[VideoResult] = []
         self.num_clips = 0
+        self.events: list[Event] = []
+
+    def on_event(self, event: Event) -> None:
+        """Take what a labeller reports, as a run does."""
+        self.events.append(event)
+        if isinstance(event, Note):
+            self.note(event.text)
+        elif isinstance(event, ClipsLabelled):
+            self.clips(event.count)
 
     def note(self, text: str) -> None:
         self.notes.append(text)

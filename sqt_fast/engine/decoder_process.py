@@ -1,7 +1,7 @@
-"""The host route in processes of their own: files are opened, probed, decoded and remuxed where a crash costs nothing.
+"""Files are opened, probed, planned, decoded and remuxed in processes of their own, where a crash costs nothing.
 
 One ``DecoderProcess`` belongs to one thread. Frames come back through memory that both sides see, in two slots: while
-one is read, the next is filled.
+one is read, the next is filled. All else comes back as plain data (``messages``): the process parses hostile files.
 """
 
 import mmap
@@ -14,19 +14,24 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from sqt_fast.engine.process import ChildError, ChildProcess, shared_memory
-from sqt_fast.errors import BackendError, VideoError
+from sqt_fast.clips.recipe import Recipe
+from sqt_fast.engine.events import Alive, Report, ignore
+from sqt_fast.engine.messages import decode, encode
+from sqt_fast.engine.process import ChildError, ChildProcess, Limits, serve_requests, shared_memory
+from sqt_fast.errors import VideoError
 from sqt_fast.video.archive import VideoFile
 from sqt_fast.video.container import MAX_PIXELS
-from sqt_fast.video.cpu_decoder import CpuDecoder, DecodeReport, Frames, NewBuffer, Pixels
+from sqt_fast.video.cpu_decoder import CHUNK_BYTES, CpuDecoder, DecodeReport, Frames, NewBuffer, Pixels
 from sqt_fast.video.probe import Probe, Source
 from sqt_fast.video.reader import PacketReader, is_cropped_at_end, remux
-from sqt_fast.video.segments import Segment
+from sqt_fast.video.sampling import ClipPlan
+from sqt_fast.video.segments import Segment, plan_segments
 
 TICK_S = 1.0
 NUM_SLOTS = 2
-# Room for the largest picture there can be. What is not used costs no memory.
+# Room for the largest picture there can be. Only what is written to takes memory, until it is given back.
 SLOT_BYTES = 3 * MAX_PIXELS
+FREE = "free"  # the parent has read a slot
 
 
 class Tools(Protocol):
@@ -53,6 +58,9 @@ class CpuTools:
         return CpuDecoder(new_buffer).frames(reader, segment, report)
 
 
+ToolsFactory = Callable[[], Tools]
+
+
 @dataclass(frozen=True)
 class Remuxed:
     """A segment as a file of its own. is_uncropped: its pictures are shown as coded, what counts is upper left."""
@@ -62,14 +70,20 @@ class Remuxed:
     report: DecodeReport
 
 
-ToolsFactory = Callable[[], Tools]
+@dataclass(frozen=True)
+class Plan:
+    """What is to be decoded of a video, and the clips that it makes."""
+
+    clips: ClipPlan
+    segments: list[Segment]
 
 
 class DecoderProcess:
-    """A host decoder in a process of its own, started when first needed and again after it died.
+    """A decoder in a process of its own, started when first needed and again after it died.
 
-    Every method raises VideoError for what is wrong with a file, child.ChildError when the process died or hung, and
-    BackendError when none can be had.
+    tools: makes what works inside. hang_s: seconds of silence after which it is killed. limits: what it may have.
+    report: is told of every sign of life. Every method raises VideoError for what is wrong with a file, ChildError when
+    the process died or hung, and OSError when none can be started.
     """
 
     def __init__(
@@ -77,9 +91,10 @@ class DecoderProcess:
         *,
         tools: ToolsFactory = CpuTools,
         hang_s: float = 60.0,
-        on_progress: Callable[[], None] = lambda: None,
+        limits: Limits | None = None,
+        report: Report = ignore,
     ) -> None:
-        self.tools, self.hang_s, self.on_progress = tools, hang_s, on_progress
+        self.tools, self.hang_s, self.limits, self.report = tools, hang_s, limits, report
         self._child: ChildProcess | None = None
         self._stopped = False
 
@@ -88,10 +103,13 @@ class DecoderProcess:
         facts: Probe = self._ask("probe", video)
         return facts
 
+    def plan(self, recipe: Recipe, max_wanted: int | None = None) -> Plan:
+        """Plan the clips and segments of the video that was probed last. max_wanted: frames of a segment."""
+        return Plan(*self._ask("plan", recipe, max_wanted))
+
     def remux(self, source: Source, segment: Segment, uncropped: tuple[int, int] | None) -> Remuxed:
         """Return ``segment`` as a file of its own, uncropped if it can be."""
-        remuxed: Remuxed = self._ask("remux", source, segment, uncropped)
-        return remuxed
+        return Remuxed(*self._ask("remux", source, segment, uncropped))
 
     def frames(
         self, source: Source, segment: Segment, report: DecodeReport, *, num_threads: int = 1
@@ -108,13 +126,18 @@ class DecoderProcess:
                     return
                 slot, numbers, shape = answer
                 yield Frames(numbers, self._slot(slot, shape))
-                self._send("free")
+                self._send(FREE)
         except VideoError:
             finished = True
             raise
         finally:
             if not finished:  # nobody wants the rest
                 self.close()
+
+    @property
+    def is_running(self) -> bool:
+        """Whether there is a process."""
+        return self._child is not None
 
     def close(self) -> None:
         """End the process."""
@@ -151,26 +174,25 @@ class DecoderProcess:
         raise ChildError("the decoder was stopped")
 
     def _start(self) -> ChildProcess:
-        try:
-            return ChildProcess(
-                "sqt_fast.engine.decoder_process:serve",
-                self.tools,
-                title="decoder",
-                memory_bytes=NUM_SLOTS * SLOT_BYTES,
-            )
-        except OSError as error:  # the machine's, not the file's
-            raise BackendError(f"no more processes can be started: {(error.strerror or str(error)).lower()}") from error
+        return ChildProcess(
+            f"{__name__}:serve",
+            self.tools,
+            title="decoder",
+            memory_bytes=NUM_SLOTS * SLOT_BYTES,
+            limits=self.limits,
+            decode=decode,
+        )
 
     def _answer(self) -> Any:
         """Return the next answer that is more than a sign of life."""
         assert self._child is not None
         try:
             while (answer := self._child.receive(self.hang_s)) is None:
-                self.on_progress()
+                self.report(Alive())
         except BaseException:
             self.close()
             raise
-        self.on_progress()
+        self.report(Alive())
         if isinstance(answer, VideoError):
             raise answer
         return answer
@@ -178,7 +200,22 @@ class DecoderProcess:
 
 def serve(connection: "Connection[Any, Any]", make_tools: ToolsFactory) -> None:
     """Answer requests in the child process: (name, arguments...) to a value, a VideoError, or frames."""
-    _Server(connection, make_tools()).run()
+    server = _Server(connection, make_tools())
+    answers: dict[str, Callable[..., Any]] = {
+        "probe": server.probe,
+        "plan": server.plan,
+        "remux": server.remux,
+        "frames": server.frames,
+    }
+    serve_requests(connection, answers, server.send, _of_the_file)
+
+
+def _of_the_file(error: Exception) -> VideoError:
+    if isinstance(error, VideoError):
+        return error
+    if isinstance(error, MemoryError):
+        return VideoError("too_large", "not enough memory to decode it")
+    return VideoError.unforeseen(error)
 
 
 class _Server:
@@ -186,39 +223,37 @@ class _Server:
 
     def __init__(self, connection: "Connection[Any, Any]", tools: Tools) -> None:
         self.connection, self.tools = connection, tools
-        self.sent = self.freed = 0
+        self.sent = self.freed = self.largest_bytes = 0
         self.memory = shared_memory()
+        self.facts: Probe | None = None
         self.reader: PacketReader | None = None
         self.may_uncrop: bool | None = None  # of the open file; None: not known yet
         self.last_tick = time.monotonic()
 
-    def run(self) -> None:
-        answers: dict[str, Callable[..., Any]] = {"probe": self.probe, "remux": self.remux, "frames": self.frames}
-        while True:
-            name, *args = self.connection.recv()
-            try:
-                answer = answers[name](*args)
-            except VideoError as error:
-                answer = error
-            except MemoryError:
-                answer = VideoError("too_large", "not enough memory to decode it")
-            except Exception as error:  # noqa: BLE001 - whatever one file does, it gets a row
-                answer = VideoError.unforeseen(error)
-            self.connection.send(answer)
+    def send(self, message: Any) -> None:
+        self.connection.send_bytes(encode(message))
 
     def tick(self) -> None:
         """Say that work goes on."""
         now = time.monotonic()
         if now - self.last_tick > TICK_S:
             self.last_tick = now
-            self.connection.send(None)
+            self.send(None)
 
     def probe(self, video: VideoFile) -> Probe:
         self._close()
-        facts, self.reader = self.tools.probe(video, self.tick)
-        return facts
+        self.facts, self.reader = self.tools.probe(video, self.tick)
+        return self.facts
 
-    def remux(self, source: Source, segment: Segment, uncropped: tuple[int, int] | None) -> Remuxed:
+    def plan(self, recipe: Recipe, max_wanted: int | None) -> tuple[ClipPlan, list[Segment]]:
+        assert self.facts is not None
+        clips = recipe.plan(self.facts)
+        how = {} if max_wanted is None else {"max_wanted": max_wanted}
+        return clips, plan_segments(self.facts, clips.wanted, **how)
+
+    def remux(
+        self, source: Source, segment: Segment, uncropped: tuple[int, int] | None
+    ) -> tuple[bytes, bool, DecodeReport]:
         reader = self._open(source, 1)
         before = reader.packets_read
         data = remux(reader, segment, uncropped=uncropped if self.may_uncrop else None)
@@ -232,7 +267,7 @@ class _Server:
             whole = remux(reader, segment, uncropped=uncropped)
             self.may_uncrop = is_cropped_at_end(whole, data)
             data = whole if self.may_uncrop else data
-        return Remuxed(data, uncropped is not None and bool(self.may_uncrop), report)
+        return data, uncropped is not None and bool(self.may_uncrop), report
 
     def frames(self, source: Source, segment: Segment, num_threads: int) -> DecodeReport:
         """Send the frames, then return the report."""
@@ -240,21 +275,31 @@ class _Server:
         reader = self._open(source, num_threads)
         try:
             for frames in self.tools.frames(reader, segment, report, self.new_buffer):
-                self.connection.send((self.sent % NUM_SLOTS, frames.numbers, frames.images.shape))
+                self.send((self.sent % NUM_SLOTS, frames.numbers, frames.images.shape))
                 self.sent += 1
         finally:  # after an error too: what is left in the pipe would be taken for the next request
             self._wait_for_free(self.sent)
+            self._give_memory_back()
         return report
 
     def new_buffer(self, shape: tuple[int, ...]) -> Pixels:
         """Return the slot that is sent next, when it is free."""
         self._wait_for_free(self.sent - NUM_SLOTS + 1)
-        return _view(self.memory, self.sent % NUM_SLOTS * SLOT_BYTES, shape)
+        view = _view(self.memory, self.sent % NUM_SLOTS * SLOT_BYTES, shape)
+        self.largest_bytes = max(self.largest_bytes, view.nbytes)
+        return view
 
     def _wait_for_free(self, count: int) -> None:
         while self.freed < count:
-            self.connection.recv()
+            message = self.connection.recv()
+            assert message == (FREE,), f"while frames are sent, {message} is no answer"
             self.freed += 1
+
+    def _give_memory_back(self) -> None:
+        """Free the slots after pictures larger than a usual chunk: nobody has counted them beyond their segment."""
+        if self.largest_bytes > CHUNK_BYTES:
+            self.memory.madvise(mmap.MADV_REMOVE)
+        self.largest_bytes = 0
 
     def _open(self, source: Source, num_threads: int) -> PacketReader:
         """Return the open file; the last one stays open, since its next segment is likely to follow."""

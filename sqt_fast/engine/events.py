@@ -19,11 +19,18 @@ class ClipsLabelled:
 
 
 @dataclass(frozen=True, slots=True)
+class BatchSizeChanged:
+    """Memory allows no more than so many clips at once; a run that goes on later should begin with it."""
+
+    batch_size: int
+
+
+@dataclass(frozen=True, slots=True)
 class Alive:
     """Work goes on, though nothing is finished yet: a sign of life for whoever watches for hangs."""
 
 
-Event = Note | ClipsLabelled | Alive
+Event = Note | ClipsLabelled | BatchSizeChanged | Alive
 Report = Callable[[Event], None]
 
 

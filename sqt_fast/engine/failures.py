@@ -18,7 +18,8 @@ class Failure(Enum):
 
 # RuntimeError is what torch, DALI and Triton raise for almost everything; only the words tell them apart.
 _OUT_OF_MEMORY = re.compile(
-    r"out of memory|bad_?alloc|OutOfMemory|CUDA_ERROR_OUT_OF_MEMORY|cudaErrorMemoryAllocation", re.IGNORECASE
+    r"out[ _]?of[ _]?memory|CUDA allocation failed|(can't|cannot|failed to) allocate|MemoryAllocation|bad_?alloc",
+    re.IGNORECASE,
 )
 _DEVICE = re.compile(
     r"CUDA error|CUDA driver error|cuda(Error|runtime)|CUDNN_STATUS|cuDNN error|CUBLAS_STATUS|NVML", re.IGNORECASE

@@ -1,22 +1,23 @@
 """The GPU's route: which videos take it, and from a remuxed segment to frames as the host would give them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from sqt_fast.clips.colour import correct
 from sqt_fast.clips.resize import upright
+from sqt_fast.engine.events import Note, Report
 from sqt_fast.engine.routing import StreamFacts, why_not_nvdec
 from sqt_fast.engine.segment_decoder import (
     MAX_BATCH_BYTES,
     NUM_PIPELINES,
     NUM_THREADS,
     SegmentDecoder,
-    SegmentSample,
-    dali_pipelines,
+    gpu_pipelines,
 )
 from sqt_fast.engine.selftest import working_codecs
+from sqt_fast.pipelines.sample import SegmentSample
 from sqt_fast.video.packets import RANDOM_ACCESS, SHOWN
 from sqt_fast.video.probe import Probe
 from sqt_fast.video.segments import Segment
@@ -36,15 +37,15 @@ class GpuRoute:
         self.decoder, self.tested = decoder, tested
 
     @classmethod
-    def open(cls, device_id: int | None, short_side: int, note: Callable[[str], None]) -> "GpuRoute | None":
+    def open(cls, device_id: int | None, short_side: int, report: Report) -> "GpuRoute | None":
         """Test the decoders of a GPU on small clips (device_id None: DALI's own on the CPU); None if none works."""
         batch_bytes = _batch_bytes(device_id)
-        make_pipeline = dali_pipelines(short_side, device_id=device_id)
-        decoder = SegmentDecoder(make_pipeline, max_batch_bytes=batch_bytes, note=note)
+        make_pipeline = gpu_pipelines(short_side, device_id=device_id)
+        decoder = SegmentDecoder(make_pipeline, max_batch_bytes=batch_bytes, report=report)
         tested = working_codecs(decoder.decode, short_side=short_side)
         for codec, reason in tested.items():
             if reason is not None:
-                note(f"{codec} is decoded on the host: {reason}")
+                report(Note(f"{codec} is decoded on the CPU: {reason}"))
         if any(reason is None for reason in tested.values()):
             return cls(decoder, tested)
         decoder.close()

@@ -5,39 +5,41 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-import numpy as np
-from torch import Tensor
-
-from sqt_fast.clips.batches import View
 from sqt_fast.clips.gather import ClipMaker
 from sqt_fast.errors import VideoError
-from sqt_fast.table.rows import Float32
 from sqt_fast.video.archive import VideoFile
 from sqt_fast.video.cpu_decoder import DecodeReport
 from sqt_fast.video.probe import Probe
 from sqt_fast.video.sampling import ClipPlan
 from sqt_fast.video.segments import Segment
 
+# A file that takes its decoder down so often, on different segments, will go on doing so.
+MAX_CRASHED_SEGMENTS = 2
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What is settled once a video has been looked at: its clips, who makes them, and where it is decoded."""
+
+    facts: Probe
+    clips: ClipPlan
+    maker: ClipMaker
+    on_gpu: bool
+
 
 @dataclass(eq=False)
 class Job:
-    """One video on its way. What several threads change is changed under ``lock``."""
+    """One video on its way through the decoders. What several threads change is changed under ``lock``."""
 
     video: VideoFile
     facts: Probe | None = None
-    plan: ClipPlan | None = None
-    maker: ClipMaker | None = None
+    planned: Planned | None = None
     waiting: deque[Segment] = field(default_factory=deque)
     segments_open: int = 0
-    on_gpu: bool = False
+    crashed_segments: int = 0
     report: DecodeReport = field(default_factory=DecodeReport)
     decoders: set[str] = field(default_factory=set)
     error: VideoError | None = None
-    decoded: bool = False
-    views_open: int = 0
-    scores: Float32 | None = None
-    embeddings: Float32 | None = None
-    missing: dict[int, int] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=lambda: {"probe": 0.0, "decode": 0.0, "squeeze": 0.0})
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -50,18 +52,6 @@ class Job:
         """Note what went wrong; the first error is kept."""
         with self.lock:
             self.error = self.error or error
-
-    def keep(self, view: View, num_crops: int, scores: Tensor, embedding: Tensor | None) -> None:
-        """Keep each view on its own, so that their mean does not depend on the order in which they came."""
-        assert self.plan is not None
-        self.missing[view.clip_index] = view.missing
-        if self.scores is None:
-            self.scores = np.zeros((len(self.plan), num_crops, len(scores)), np.float32)
-        self.scores[view.clip_index, view.crop] = scores.numpy()
-        if embedding is not None:
-            if self.embeddings is None:
-                self.embeddings = np.zeros((len(self.plan), num_crops, len(embedding)), np.float32)
-            self.embeddings[view.clip_index, view.crop] = embedding.numpy()
 
 
 class Jobs:
@@ -131,6 +121,21 @@ class Jobs:
             if job.waiting:
                 self._open.append(job)
             self._changed.notify_all()
+
+    def segment_done(self, job: Job, *, crashed: bool) -> bool:
+        """Take back a segment. Returns whether it was the job's last.
+
+        A job whose segments crash or hang again and again is given up: those that wait are never handed out.
+        """
+        with self._changed:
+            job.segments_open -= 1
+            job.crashed_segments += crashed
+            if job.crashed_segments >= MAX_CRASHED_SEGMENTS and job.waiting:
+                job.segments_open -= len(job.waiting)
+                job.waiting.clear()
+                self._open.remove(job)
+                self._changed.notify_all()
+            return not job.segments_open
 
     def _next_segment(self, job: Job) -> Segment:
         segment = job.waiting.popleft()

@@ -1,5 +1,6 @@
 """How much memory there is, and who may use how much of it now."""
 
+import math
 import os
 import re
 import threading
@@ -8,7 +9,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from sqt_fast.engine.process import Limits
 from sqt_fast.errors import ConfigError
+from sqt_fast.video.container import MAX_PIXELS
 from sqt_fast.video.cpu_decoder import CHUNK_BYTES
 from sqt_fast.video.probe import Probe
 
@@ -36,13 +39,37 @@ class Resources:
     hang_s: float = 60.0
 
 
+def affordable_decoders(memory_bytes: int) -> int:
+    """Return how many decoders' processes ``memory_bytes`` are enough for, half of it for what they decode."""
+    return max(1, min(MAX_DECODERS, memory_bytes // (2 * DECODER_BYTES)))
+
+
 def plan_resources(memory_bytes: int | None) -> Resources:
     """Share out this machine. memory_bytes: for decoding; None takes half of what is free."""
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cores()
     total = int(DEFAULT_SHARE * available_bytes()) if memory_bytes is None else memory_bytes
-    affordable = max(1, total // (2 * DECODER_BYTES))
-    num_decoders = max(1, min(cores, MAX_DECODERS, affordable))
+    num_decoders = min(cores, affordable_decoders(total))
     return Resources(num_decoders, max(DECODER_BYTES, total - num_decoders * DECODER_BYTES), cores)
+
+
+def decoder_limits(resources: Resources) -> Limits:
+    """Return what one decoder's process may map at most.
+
+    Address space, not memory: the slots for the largest pictures and the libraries take some of it and little memory.
+    """
+    return Limits(address_space_bytes=resources.memory_bytes + DECODER_BYTES + 6 * MAX_PIXELS + 4 * GIB)
+
+
+def usable_cores(root: Path = Path("/")) -> int:
+    """Return how many cores' worth of time this process may use: its affinity, under the quotas of its groups."""
+    cores = float(len(os.sched_getaffinity(0)))
+    for group in _groups(root, "cpu"):
+        quota, _, period = _text(group / "cpu.max").strip().partition(" ")  # version 2; "max" is no quota
+        if not quota:
+            quota, period = _text(group / "cpu.cfs_quota_us").strip(), _text(group / "cpu.cfs_period_us").strip()
+        if quota.isdigit() and period.isdigit() and int(period):
+            cores = min(cores, int(quota) / int(period))
+    return max(1, math.ceil(cores))
 
 
 def parse_memory(text: str) -> int:
@@ -59,7 +86,7 @@ def parse_memory(text: str) -> int:
 def available_bytes(root: Path = Path("/")) -> int:
     """Return how much memory is free for use, under the limits of the control groups that this process is in."""
     free = [_meminfo(_text(root / "proc/meminfo"))]
-    for group in _groups(root):
+    for group in _groups(root, "memory"):
         for limit, used, cache in (
             ("memory.max", "memory.current", "inactive_file"),
             ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
@@ -72,12 +99,12 @@ def available_bytes(root: Path = Path("/")) -> int:
     return min(free)
 
 
-def _groups(root: Path) -> Iterator[Path]:
+def _groups(root: Path, controller: str) -> Iterator[Path]:
     """Yield the folders of this process's control groups, of either version, and of all those above them."""
-    mounts = {"": root / "sys/fs/cgroup", "memory": root / "sys/fs/cgroup/memory"}
+    mounts = {"": root / "sys/fs/cgroup", controller: root / "sys/fs/cgroup" / controller}
     for line in _text(root / "proc/self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
-        for kind in {"", "memory"} & set(controllers.split(",")):
+        for kind in {"", controller} & set(controllers.split(",")):
             parts = Path(path.lstrip("/")).parts
             yield from (mounts[kind].joinpath(*parts[:depth]) for depth in range(len(parts) + 1))
 

@@ -9,32 +9,78 @@ import contextlib
 import ctypes
 import mmap
 import os
+import resource
 import select
 import signal
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from importlib import import_module
 from multiprocessing.connection import Connection, Pipe
-from typing import Any
+from typing import Any, NoReturn
 
 KILL_S = 5.0
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
+# linux/prctl.h
+PR_SET_PDEATHSIG = 1
+PR_SET_NO_NEW_PRIVS = 38
+HEARTBEAT_S = 1.0
+# Of one core, in the time between two heartbeats: a process that uses less waits for something.
+BUSY_SHARE = 0.05
 
 
 class ChildError(Exception):
-    """A child process died or hangs. It is gone; start another."""
+    """A child process died or hangs. It is gone; start another.
+
+    hung: it was silent for too long and was killed for that. killed: somebody else killed it, most likely the kernel,
+    because memory ran out.
+    """
+
+    def __init__(self, message: str, *, hung: bool = False, killed: bool = False) -> None:
+        super().__init__(message)
+        self.hung, self.killed = hung, killed
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a process that parses hostile files may have at most; it also gets no new privileges and dumps no core."""
+
+    address_space_bytes: int
+    open_files: int = 256
+
+    def apply(self) -> None:
+        """Limit this process, for good."""
+        ctypes.CDLL(None).prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+        for kind, most in (
+            (resource.RLIMIT_AS, self.address_space_bytes),
+            (resource.RLIMIT_NOFILE, self.open_files),
+            (resource.RLIMIT_CORE, 0),
+        ):
+            _, hard = resource.getrlimit(kind)
+            allowed = most if hard == resource.RLIM_INFINITY else min(most, hard)
+            resource.setrlimit(kind, (allowed, allowed))
 
 
 class ChildProcess:
     """Runs ``target(connection, *args)`` in a new process. target: ``module:function``; args are pickled.
 
-    memory_bytes: memory that both sides see; the child gets it as ``shared_memory()``. One thread may receive while
-    others send.
+    memory_bytes: memory that both sides see; the child gets it as ``shared_memory()``. limits: what it may have.
+    decode: reads its messages, which are then bytes; without it they are pickled, as is right for a process that is
+    trusted. One thread may receive while others send.
     """
 
-    def __init__(self, target: str, *args: Any, title: str, memory_bytes: int = 0) -> None:
-        self.title = title
+    def __init__(
+        self,
+        target: str,
+        *args: Any,
+        title: str,
+        memory_bytes: int = 0,
+        limits: Limits | None = None,
+        decode: Callable[[bytes], Any] | None = None,
+    ) -> None:
+        self.title, self._decode = title, decode
         self._send_lock = threading.Lock()
         ours, theirs = Pipe()
         memory_fd = os.memfd_create(f"sqt-fast {title}") if memory_bytes else -1
@@ -56,7 +102,7 @@ class ChildProcess:
             if memory_bytes:
                 os.close(memory_fd)
         self.connection: Connection[Any, Any] = ours
-        self.send((target, args))
+        self.send((target, args, limits))
 
     def send(self, message: Any) -> None:
         """Send any object that can be pickled. Raises ChildError when the child is gone."""
@@ -74,10 +120,13 @@ class ChildProcess:
         try:
             if not self.connection.poll(timeout_s):
                 self.kill()
-                raise ChildError(f"{self.title} hung: it did nothing for {timeout_s:.0f} s")
-            return self.connection.recv()
+                raise ChildError(f"{self.title} hung: it did nothing for {timeout_s:.0f} s", hung=True)
+            return self.connection.recv() if self._decode is None else self._decode(self.connection.recv_bytes())
         except (EOFError, OSError) as error:
             raise self._died() from error
+        except ValueError as error:
+            self.kill()
+            raise ChildError(f"{self.title} sent {error}") from error
 
     def kill(self) -> None:
         """End it at once. It holds nothing that must be saved."""
@@ -99,7 +148,7 @@ class ChildProcess:
             name = signal.Signals(-code).name
         except ValueError:
             name = f"signal {-code}"
-        return ChildError(f"{self.title} was killed by {name}")
+        return ChildError(f"{self.title} was killed by {name}", killed=-code == signal.SIGKILL)
 
 
 def shared_memory() -> mmap.mmap:
@@ -114,9 +163,46 @@ def main() -> None:
     connection: Connection[Any, Any] = Connection(int(sys.argv[1]))
     threading.Thread(target=_end_with_parent, args=(connection.fileno(),), daemon=True).start()
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
-        target, args = connection.recv()
+        target, args, limits = connection.recv()
+        if limits is not None:
+            limits.apply()
         module, _, name = target.partition(":")
         getattr(import_module(module), name)(connection, *args)
+
+
+def serve_requests(
+    connection: "Connection[Any, Any]",
+    answers: Mapping[str, Callable[..., Any]],
+    send: Callable[[Any], None],
+    in_words: Callable[[Exception], Any],
+) -> NoReturn:
+    """Answer (name, arguments...) by ``answers`` until the parent is gone. in_words: makes an exception an answer."""
+    while True:
+        name, *args = connection.recv()
+        try:
+            answer = answers[name](*args)
+        except Exception as error:  # noqa: BLE001 - the parent must hear of it, whatever it is
+            answer = in_words(error)
+        send(answer)
+
+
+def start_heartbeat(beat: Callable[[], None], is_wanted: Callable[[], bool], every_s: float = HEARTBEAT_S) -> None:
+    """Call ``beat`` from a thread while this process computes: work that is long is not taken for a hang.
+
+    A process that only waits, for a lock or a device, stays silent. is_wanted: asked before every beat.
+    """
+
+    def loop() -> None:
+        before = time.process_time()
+        with contextlib.suppress(OSError):  # the parent is gone
+            while True:
+                time.sleep(every_s)
+                now = time.process_time()
+                if is_wanted() and now - before > BUSY_SHARE * every_s:
+                    beat()
+                before = now
+
+    threading.Thread(target=loop, name="heartbeat", daemon=True).start()
 
 
 def _end_with_parent(fd: int) -> None:

@@ -1,10 +1,13 @@
-"""What passes between a run and the process of a device."""
+"""What passes between a run and its worker, and what a run has done in the end."""
 
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from sqt_fast.table.schema import Row
 from sqt_fast.video.archive import VideoFile
+from sqt_fast.video.cpu_decoder import DecodeReport
+from sqt_fast.video.probe import Probe
 
 
 @dataclass(frozen=True)
@@ -52,8 +55,17 @@ class RunCounters:
 
     def add(self, other: "RunCounters") -> None:
         """Add what another process, or the same one later, has done."""
-        for field in fields(self):
-            setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
+        for each in fields(self):
+            setattr(self, each.name, getattr(self, each.name) + getattr(other, each.name))
+
+    def count(self, report: DecodeReport, facts: Probe | None, seconds: Mapping[str, float]) -> None:
+        """Add what the decoders did for one video. seconds: by stage."""
+        for name in ("packets_read", "packets_dropped", "frames_decoded", "frames_wanted"):
+            setattr(self, name, getattr(self, name) + getattr(report, name))
+        self.video_s += 0.0 if facts is None else facts.duration_s
+        self.probe_s += seconds["probe"]
+        self.decode_s += seconds["decode"]
+        self.squeeze_s += seconds["squeeze"]
 
 
 @dataclass
@@ -68,3 +80,46 @@ class VideoResult:
     def failure(self) -> Row | None:
         """The row that is not ok, if there is one."""
         return next((row for row in self.rows if row.status != "ok"), None)
+
+
+@dataclass
+class Summary:
+    """What a run did. Counts are of this run; rows and failures of the whole table."""
+
+    output: str
+    videos: int = 0
+    labelled: int = 0
+    already_done: int = 0
+    vanished: int = 0
+    rows: int = 0
+    failed: int = 0
+    failures: dict[str, int] = field(default_factory=dict)
+    wall_s: float = 0.0
+    start_s: float = 0.0
+    write_s: float = 0.0
+    counters: RunCounters = field(default_factory=RunCounters)
+    backend: str = ""
+    labels_mean_nothing: bool = False
+
+    @property
+    def limit(self) -> str:
+        """The stage that the others waited for."""
+        stages = {"network": self.counters.network_s, "decode": self.counters.wait_s, "write": self.write_s}
+        return max(stages, key=lambda name: stages[name]) if self.counters.clips else "none"
+
+    @property
+    def labelling_s(self) -> float:
+        """Wall seconds without loading and compiling the network."""
+        return max(self.wall_s - self.start_s, 1e-9)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what ``--json`` prints."""
+        own = asdict(self)
+        counters = own.pop("counters")
+        rates = {
+            "clips_per_s": self.counters.clips / self.labelling_s,
+            "x_realtime": self.counters.video_s / self.labelling_s,
+        }
+        numbers = {**own, **counters, **rates}
+        rounded = {k: round(v, 4) if isinstance(v, float) else v for k, v in numbers.items()}
+        return {**rounded, "limit": self.limit}

@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sqt_fast.clips.resize import resize
-from sqt_fast.engine.segment_decoder import SegmentSample, one_line
+from sqt_fast.pipelines.dali_errors import in_words
+from sqt_fast.pipelines.sample import SegmentSample
 
 UInt8 = NDArray[np.uint8]
 
@@ -82,7 +83,7 @@ def _within(timeout_s: float, check: Callable[[], str | None]) -> str | None:
         try:
             answer.append(check())
         except Exception as error:  # noqa: BLE001 - DALI raises RuntimeError for everything
-            answer.append(one_line(error))
+            answer.append(in_words(error))
 
     thread = threading.Thread(target=run, name="selftest", daemon=True)
     thread.start()

@@ -1,44 +1,96 @@
 """Label videos in a process that may die: its work is then done again, and the file that kills it gets a row.
 
-A device's process holds CUDA, decoders, the network; any of them can take it down on a hostile file or when memory runs
-out. The supervisor holds only what is wanted and what has come.
+A worker holds CUDA, decoders, the network; any of them can take it down on a hostile file, when memory runs out, or
+when the device is lost. The supervisor holds only what is wanted and what has come.
 """
 
 import logging
+import time
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 from sqt_fast.config import IndexConfig
 from sqt_fast.engine.decoder_process import CpuTools, ToolsFactory
+from sqt_fast.engine.events import BatchSizeChanged, Note, Report
 from sqt_fast.engine.memory import Resources
 from sqt_fast.engine.process import ChildError, ChildProcess
 from sqt_fast.engine.results import EarlierRun, RunCounters, VideoResult, WeightsInfo
-from sqt_fast.engine.summary import Watcher
 from sqt_fast.errors import BackendError, SqtError, VideoError
 from sqt_fast.table.rows import failed_row
 from sqt_fast.video.archive import VideoFile
 
-# Videos in the process's hands beyond one a decoder and those that wait for the network, of a clip each at least, for
+# Videos in the worker's hands beyond one a decoder and those that wait for the network, of a clip each at least, for
 # the batch that it runs and the next: enough that nothing waits, few to do again.
 AHEAD = 4
-# A process that dies over the same video alone so often will not label it.
+# A worker that dies over the same video alone so often will not label it.
 ATTEMPTS = 3
-# Silence is allowed for as long as all its decoders may hang, each as often as it may try.
+# Each decoder may hang and be tried again before its worker has anything to report.
 HANG_FACTOR = 5
+# Getting ready shows progress while it computes or downloads. Compiling for an hour is no work but a hang.
+START_LIMIT_S = 3600.0
+# A worker that imports PyTorch and Triton from a slow disk has nothing to tell for a while.
+START_SILENCE_S = 120.0
+# What kept a worker from starting, such as another program's use of memory, may be over later.
+START_AGAIN_AFTER_S = (1.0, 5.0, 25.0)
+
+log = logging.getLogger(__name__)
+
+
+class WorkerLostError(Exception):
+    """The worker's process is gone. device: because it lost its device."""
+
+    def __init__(self, message: str, *, device: bool = False) -> None:
+        super().__init__(message)
+        self.device = device
+
+
+class Suspects:
+    """Videos that a dead worker had in its hands, in groups that are tried one after the other.
+
+    A group over which it dies again is halved until the culprit is alone.
+    """
+
+    def __init__(self) -> None:
+        self.groups: deque[list[VideoFile]] = deque()
+        self.attempts = 0  # of the first group, if it is one video
+
+    def take_back(self, videos: list[VideoFile]) -> VideoFile | None:
+        """Take what a dead worker had. Returns the culprit when it was alone once too often."""
+        if self.groups:
+            self.groups.popleft()
+        if not videos:  # it died with nothing in its hands
+            return None
+        if len(videos) == 1:
+            self.attempts += 1
+            if self.attempts == ATTEMPTS:
+                self.attempts = 0
+                return videos[0]
+            self.groups.appendleft(videos)
+            return None
+        middle = len(videos) // 2
+        self.groups.extendleft((videos[middle:], videos[:middle]))
+        return None
+
+    def cleared(self) -> None:
+        """Say that the first group came through."""
+        self.groups.popleft()
+        self.attempts = 0
 
 
 class Supervisor:
-    """Has the interface of ``device.Worker`` and runs one in a process of its own.
-
-    When the process dies, every video in its hands is suspect: each is then tried alone.
-    """
+    """Has the interface of ``worker.Worker`` and runs one in a process of its own. sleep: waits between starts."""
 
     def __init__(
-        self, config: IndexConfig, resources: Resources, watcher: Watcher, tools: ToolsFactory = CpuTools
+        self,
+        config: IndexConfig,
+        resources: Resources,
+        report: Report,
+        tools: ToolsFactory = CpuTools,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self.config, self.resources, self.watcher, self.tools = config, resources, watcher, tools
-        self.tally = RunCounters()
+        self.config, self.resources, self.report, self.tools, self.sleep = config, resources, report, tools, sleep
+        self._counters = RunCounters()
         self._child: ChildProcess | None = None
         self._choice: dict[str, Any] | None = None
         self._labelling = False
@@ -53,22 +105,38 @@ class Supervisor:
         self._choice = self._ask("open", earlier, num_clips)
         return self._choice
 
+    def take_counters(self) -> RunCounters:
+        """Return what was counted since the last time."""
+        counters, self._counters = self._counters, RunCounters()
+        return counters
+
     def label(self, videos: Sequence[VideoFile]) -> Generator[VideoResult, None, None]:
-        """Yield the result of every video, in the order in which they are finished."""
-        todo, suspects, in_hand = deque(videos), deque[VideoFile](), dict[str, VideoFile]()
-        attempts: dict[str, int] = {}
-        while todo or suspects or in_hand:
+        """Yield the result of every video, in the order in which they are finished.
+
+        Raises BackendError when workers do not come up any more or lose their device one after the other.
+        """
+        todo, suspects, in_hand = deque(videos), Suspects(), dict[str, VideoFile]()
+        verdicts = _Verdicts()
+        while todo or suspects.groups or in_hand:
             try:
                 self._feed(todo, suspects, in_hand)
                 result = self._result()
-            except ChildError as error:
-                yield from self._bury(error, suspects, in_hand, attempts)
+            except WorkerLostError as error:
+                self.close()
+                self.report(Note(f"{error}; starting another"))
+                verdicts.lost(error, len(in_hand))
+                culprit = suspects.take_back(list(in_hand.values()))
+                in_hand.clear()
+                if culprit is not None:
+                    yield from verdicts.judge(culprit, error)
                 continue
             if result is not None:
                 del in_hand[result.video.path]
-                if suspects:
-                    suspects.popleft()
+                if suspects.groups and not in_hand:
+                    suspects.cleared()
+                yield from verdicts.came_through()
                 yield result
+        yield from verdicts.at_the_end()
         self._finish()
 
     def close(self) -> None:
@@ -77,10 +145,12 @@ class Supervisor:
             self._child.kill()
             self._child, self._labelling = None, False
 
-    def _feed(self, todo: deque[VideoFile], suspects: deque[VideoFile], in_hand: dict[str, VideoFile]) -> None:
-        """Give the process as much as it should have: the first suspect alone, or some videos when there is none."""
-        if suspects:
-            coming = [] if in_hand else [suspects[0]]
+    # -- the worker's work --------------------------------------------------------------------------------------------
+
+    def _feed(self, todo: deque[VideoFile], suspects: Suspects, in_hand: dict[str, VideoFile]) -> None:
+        """Give the worker as much as it should have: a group of suspects alone, or some videos when there is none."""
+        if suspects.groups:
+            coming = [] if in_hand else suspects.groups[0]
         else:
             room = self.resources.num_decoders + AHEAD + 2 * self._batch_size() - len(in_hand)
             coming = [todo.popleft() for _ in range(min(room, len(todo)))]
@@ -89,31 +159,32 @@ class Supervisor:
             self._start_labelling()
             self._send(coming)
 
-    def _bury(
-        self, error: ChildError, suspects: deque[VideoFile], in_hand: dict[str, VideoFile], attempts: dict[str, int]
-    ) -> Generator[VideoResult, None, None]:
-        """Take back what a dead process had in its hands. Yields the result of a video that keeps killing it."""
-        self.close()
-        self.watcher.note(f"{error}; starting another")
-        if not suspects:
-            suspects.extend(in_hand.values())
-        if len(in_hand) == 1:
-            path = suspects[0].path
-            attempts[path] = attempts.get(path, 0) + 1
-            if attempts[path] == ATTEMPTS:
-                video = suspects.popleft()
-                yield VideoResult(video, [failed_row(video, VideoError("crashed", f"{error}, {ATTEMPTS} times"))])
-        in_hand.clear()
-
     def _result(self) -> VideoResult | None:
         """Wait for the next news; return it if it is a result."""
         kind, value = self._receive(HANG_FACTOR * self.resources.hang_s)
         if kind != "result":
             return None
         result: VideoResult
-        result, tally = value
-        self.tally.add(tally)
+        result, counters = value
+        self._counters.add(counters)
         return result
+
+    def _batch_size(self) -> int:
+        return 0 if self._choice is None else int(self._choice["batch_size"])
+
+    def _finish(self) -> None:
+        """Say that no more comes and take the rest of the counts; whatever fails now, all results are here."""
+        try:
+            if self._labelling:
+                self._send(None)
+                while (news := self._receive(self.resources.hang_s))[0] != "answer":
+                    pass
+                self._counters.add(news[1])
+        except (WorkerLostError, SqtError):
+            log.debug("the worker died when it was done", exc_info=True)
+        self.close()
+
+    # -- starting -----------------------------------------------------------------------------------------------------
 
     def _start_labelling(self) -> None:
         if self._child is None:
@@ -122,58 +193,119 @@ class Supervisor:
             self._send(("label",))
             self._labelling = True
 
-    def _start_again(self, attempts: int = ATTEMPTS) -> None:
-        """Be ready as before. What killed the process may not be over at once, as another's use of memory."""
-        try:
-            self._ask("load")
-            self._ask("open", EarlierRun(self._choice, whole=True), 0)
-        except BackendError:
-            if attempts == 1:
-                raise
-            self._start_again(attempts - 1)
+    def _start_again(self) -> None:
+        """Be ready as before, with pauses between attempts. Raises BackendError when it stays impossible."""
+        for pause_s in START_AGAIN_AFTER_S:
+            try:
+                self._get_ready()
+            except BackendError as error:
+                self.report(Note(f"{error}; starting again in {pause_s:.0f} s"))
+                self.close()
+                self.sleep(pause_s)
+            else:
+                return
+        self._get_ready()
 
-    def _batch_size(self) -> int:
-        return 0 if self._choice is None else int(self._choice["batch_size"])
-
-    def _finish(self) -> None:
-        """Say that no more comes and take the rest of the counts; whatever happens now, all results are here."""
-        try:
-            if self._labelling:
-                self._send(None)
-                while (news := self._receive(self.resources.hang_s))[0] != "answer":
-                    pass
-                self.tally.add(news[1])
-        except ChildError:
-            logging.getLogger(__name__).debug("the worker died when it was done", exc_info=True)
-        self.close()
+    def _get_ready(self) -> None:
+        self._ask("load")
+        self._ask("open", EarlierRun(self._choice, whole=True), 0)
 
     def _ask(self, *request: Any) -> Any:
+        deadline = time.monotonic() + START_LIMIT_S
         try:
             self._send(request)
-            while (news := self._receive(None))[0] != "answer":
-                pass
-        except ChildError as error:
+            while (news := self._receive(START_SILENCE_S))[0] != "answer":
+                if time.monotonic() > deadline:
+                    self.close()
+                    raise BackendError(f"the worker was not ready after {START_LIMIT_S / 60:.0f} minutes")
+        except WorkerLostError as error:
             self.close()
             raise BackendError(f"{error} while it made ready; is there enough memory?") from error
         return news[1]
 
-    def _send(self, message: Any) -> None:
-        if self._child is None:
-            level = logging.getLogger().level
-            self._child = ChildProcess(
-                "sqt_fast.engine.worker:serve", self.config, self.resources, self.tools, level, title="worker"
-            )
-        self._child.send(message)
+    # -- messages -----------------------------------------------------------------------------------------------------
 
-    def _receive(self, timeout_s: float | None) -> tuple[str, Any]:
-        """Return the next news; those that are for the watcher have been told. Raises what the process raised."""
+    def _send(self, message: Any) -> None:
+        try:
+            if self._child is None:
+                level = logging.getLogger().level
+                args = self.config, self.resources, self.tools, level
+                self._child = ChildProcess("sqt_fast.engine.worker:serve", *args, title="worker")
+            self._child.send(message)
+        except ChildError as error:
+            raise WorkerLostError(str(error)) from error
+        except OSError as error:  # the machine has no room for one more process now
+            raise BackendError(f"no worker can be started: {(error.strerror or str(error)).lower()}") from error
+
+    def _receive(self, timeout_s: float) -> tuple[str, Any]:
+        """Return the next news; events have been passed on. Raises WorkerLostError, or what the worker raised."""
         assert self._child is not None
-        kind, value = self._child.receive(timeout_s)
-        if kind == "note":
-            self.watcher.note(value)
-        elif kind == "clips":
-            self.watcher.clips(value)
+        try:
+            kind, value = self._child.receive(timeout_s)
+        except ChildError as error:
+            raise WorkerLostError(str(error)) from error
+        if kind == "event":
+            if isinstance(value, BatchSizeChanged) and self._choice is not None:
+                self._choice["batch_size"] = value.batch_size
+            self.report(value)
+        elif kind == "lost":
+            raise WorkerLostError(f"the device was lost ({value})", device=True)
         elif kind == "error":
             assert isinstance(value, SqtError)
             raise value
         return kind, value
+
+
+class _Verdicts:
+    """Decides whose fault it is when workers die: a video's, or the device's.
+
+    A video over which the process dies, alone, every time, gets a row. One over which the device is lost does, too, but
+    only once the device has proved that it works, with a video that comes through after it. Workers that lose their
+    device one after the other, with nothing labelled between, end the run.
+    """
+
+    def __init__(self) -> None:
+        self.lost_in_a_row = 0
+        self.allowed = ATTEMPTS
+        self.held: VideoResult | None = None
+        self.has_worked = False
+
+    def lost(self, error: WorkerLostError, in_hand: int) -> None:
+        """Count a loss. Raises BackendError after one too many."""
+        if not error.device:
+            return
+        if not self.lost_in_a_row:
+            self.allowed = ATTEMPTS + in_hand.bit_length()  # halving down to the culprit, and trying that
+        self.lost_in_a_row += 1
+        if self.lost_in_a_row > self.allowed:
+            self._give_up(error)
+
+    def judge(self, culprit: VideoFile, error: WorkerLostError) -> Generator[VideoResult, None, None]:
+        """Yield the row of a video that is the culprit, or hold it back until the device has proved itself."""
+        verdict = VideoError("crashed", f"{error}, {ATTEMPTS} times")
+        result = VideoResult(culprit, [failed_row(culprit, verdict)])
+        if not error.device:
+            yield result
+        elif self.held is not None:
+            self._give_up(error)
+        else:
+            self.held, self.lost_in_a_row = result, 0
+
+    def came_through(self) -> Generator[VideoResult, None, None]:
+        """Note that the device works, and yield what was held back."""
+        self.lost_in_a_row, self.has_worked = 0, True
+        if self.held is not None:
+            held, self.held = self.held, None
+            yield held
+
+    def at_the_end(self) -> Generator[VideoResult, None, None]:
+        """Yield what was held back, if the device ever worked."""
+        if self.held is not None and not self.has_worked:
+            raise BackendError(f"{self.held.rows[0].error_message}, and nothing could be labelled; use --device cpu")
+        if self.held is not None:
+            yield self.held
+
+    def _give_up(self, error: WorkerLostError) -> None:
+        raise BackendError(
+            f"{error} again and again, with nothing labelled between; check the GPU, or use --device cpu"
+        )

@@ -3,22 +3,27 @@ the supervisor, or in the caller's.
 """
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import asdict, replace
 from multiprocessing.connection import Connection
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from sqt_fast.clips.batches import Batches, CpuBatches
 from sqt_fast.clips.recipe import Recipe
 from sqt_fast.config import IndexConfig
 from sqt_fast.engine.decoder_process import TICK_S, CpuTools, ToolsFactory
-from sqt_fast.engine.labelling import Labelling
-from sqt_fast.engine.memory import Resources
+from sqt_fast.engine.decoders import DecoderSetup
+from sqt_fast.engine.events import Alive, Event, Note, Report, ignore
+from sqt_fast.engine.failures import Failure, kind_of
+from sqt_fast.engine.labelling import Labelling, Task
+from sqt_fast.engine.memory import Resources, affordable_decoders
+from sqt_fast.engine.process import serve_requests, start_heartbeat
 from sqt_fast.engine.results import EarlierRun, RunCounters, VideoResult, WeightsInfo
 from sqt_fast.engine.routing import why_no_gpu_decoder
-from sqt_fast.errors import BackendError, SqtError
+from sqt_fast.errors import BackendError, DeviceLostError, SqtError, first_line
 from sqt_fast.network.backends import Backend
 from sqt_fast.network.choose import Choice, choose, find_device, open_backend
 from sqt_fast.network.weights import Weights, load_weights
@@ -30,18 +35,17 @@ if TYPE_CHECKING:
 
 
 class Worker:
-    """Call ``load``, then ``open``, then ``label``."""
+    """Call ``load``, then ``open``, then ``label``. report: is told of notes, progress, and changes."""
 
-    def __init__(self, config: IndexConfig, resources: Resources, tools: ToolsFactory = CpuTools) -> None:
-        self.config, self.resources, self.tools = config, resources, tools
+    def __init__(
+        self, config: IndexConfig, resources: Resources, tools: ToolsFactory = CpuTools, report: Report = ignore
+    ) -> None:
+        self.config, self.resources, self.tools, self.report = config, resources, tools, report
         self.recipe = Recipe.of(config)
-        self.note: Callable[[str], None] = lambda _: None
-        self.on_clips: Callable[[int], None] = lambda _: None
-        self.on_progress: Callable[[], None] = lambda: None
-        self.tally = RunCounters()
         self._weights: Weights | None = None
         self._gpu: GpuRoute | None = None
-        self.worker: Labelling | None = None
+        self.labelling: Labelling | None = None
+        self.device = "cpu"
 
     def load(self) -> WeightsInfo:
         """Load the weights. Raises CheckpointError, ConfigError."""
@@ -64,29 +68,46 @@ class Worker:
         weights, size = self._weights, self.recipe.protocol.crop_size
         choice = self._choose(weights, earlier, num_clips)
         choice, backend = open_backend(choice, weights.model, size=size, may_fall_back=self.config.backend is None)
-        self.note(f"{choice.backend} {choice.precision} on {choice.device}: {choice.reason}")
-        self._gpu, resources = self._open_gpu(choice.device), self.resources
-        if self._gpu is not None:
-            resources = replace(resources, num_decoders=max(resources.num_decoders, self._gpu.num_threads))
-        self.worker = Labelling(
+        self.device = choice.device
+        self.report(Note(f"{choice.backend} {choice.precision} on {choice.device}: {choice.reason}"))
+        self._gpu = self._open_gpu(choice.device)
+        style = RowStyle(weights.labels or (), self.config.top_k, self.config.per_window)
+        self.labelling = Labelling(
             backend,
-            self.recipe,
-            RowStyle(weights.labels or (), self.config.top_k, self.config.per_window),
-            resources,
-            batch_size=choice.batch_size,
-            embeddings=self.config.embeddings,
-            tools=self.tools,
-            gpu=self._gpu,
-            batches=self._batches(choice.device, backend),
-            on_clips=self.on_clips,
-            on_progress=self.on_progress,
-            note=self.note,
+            Task(self.recipe, style, choice.batch_size, self.config.embeddings),
+            DecoderSetup(self._decoder_resources(), self.tools, self._gpu),
+            self._batches(choice.device, backend),
+            self.report,
         )
-        self.tally = self.worker.tally
         return asdict(choice)
 
+    def label(self, videos: Sequence[VideoFile]) -> Generator[VideoResult, None, None]:
+        """Yield the result of every video, in the order in which they are finished."""
+        assert self.labelling is not None
+        return self.labelling.label(videos)
+
+    def take_counters(self) -> RunCounters:
+        """Return what was counted since the last time."""
+        assert self.labelling is not None
+        return self.labelling.take_counters()
+
+    def close(self) -> None:
+        """Let go of the GPU's decoders."""
+        if self._gpu is not None:
+            self._gpu.close()
+
+    def _choose(self, weights: Weights, earlier: EarlierRun, num_clips: int) -> Choice:
+        config, size = self.config, self.recipe.protocol.crop_size
+        device = find_device(config.device)
+        known = Choice.of(earlier.choice) if earlier.choice is not None else None
+        if known is not None and known.device == device:
+            if earlier.whole:
+                return replace(known, batch_size=config.batch_size or known.batch_size)
+            config = replace(config, precision=known.precision)
+        return choose(config, weights.model, num_clips=num_clips, size=size)
+
     def _batches(self, device: str, backend: Backend) -> Batches:
-        """Return what squeezes on the GPU where the kernel runs, else on the host."""
+        """Return what squeezes on the GPU where the kernel runs, else on the CPU."""
         protocol = self.recipe.protocol
         if device.startswith("cuda"):
             from sqt_fast.clips.device_batches import DeviceBatches  # here: Triton takes a third of a second to import
@@ -94,7 +115,7 @@ class Worker:
             try:
                 return DeviceBatches(protocol, backend.dtype, device)
             except BackendError as error:
-                self.note(f"clips are squeezed on the host: {error}")
+                self.report(Note(f"clips are squeezed on the CPU: {error}"))
         return CpuBatches(protocol, backend.dtype)
 
     def _open_gpu(self, device: str) -> "GpuRoute | None":
@@ -107,93 +128,97 @@ class Worker:
             from sqt_fast.engine.gpu_route import GpuRoute  # here: DALI is loaded where it is needed
 
             number = int(device.partition(":")[2] or 0)
-            gpu = GpuRoute.open(number, self.recipe.protocol.short_side, self.note)
+            gpu = GpuRoute.open(number, self.recipe.protocol.short_side, self.report)
             if gpu is not None:
                 return gpu
             reason = "no codec passed its test"
         if must:
             raise BackendError(f"--decoder nvdec: {reason}; use --decoder cpu")
-        self.note(f"videos are decoded on the host: {reason}")
+        self.report(Note(f"videos are decoded on the CPU: {reason}"))
         return None
 
-    def _choose(self, weights: Weights, earlier: EarlierRun, num_clips: int) -> Choice:
-        config, size = self.config, self.recipe.protocol.crop_size
-        device = find_device(config.device)
-        known = earlier.choice if earlier.choice is not None and earlier.choice["device"] == device else None
-        if known and earlier.whole:
-            return replace(Choice(**known), batch_size=config.batch_size or known["batch_size"])
-        if known:
-            config = replace(config, precision=known["precision"])
-        return choose(config, weights.model, num_clips=num_clips, size=size)
-
-    def label(self, videos: Sequence[VideoFile]) -> Generator[VideoResult, None, None]:
-        """Yield the result of every video, in the order in which they are finished."""
-        assert self.worker is not None
-        return self.worker.label(videos)
-
-    def close(self) -> None:
-        """Let go of the GPU's decoders."""
-        if self._gpu is not None:
-            self._gpu.close()
+    def _decoder_resources(self) -> Resources:
+        """Return what decoders may use: with the GPU's, more threads wait than cores compute, if memory allows."""
+        if self._gpu is None:
+            return self.resources
+        affordable = affordable_decoders(self.resources.memory_bytes)
+        num_decoders = max(self.resources.num_decoders, min(self._gpu.num_threads, affordable))
+        return replace(self.resources, num_decoders=num_decoders)
 
 
 def serve(
     connection: "Connection[Any, Any]", config: IndexConfig, resources: Resources, tools: ToolsFactory, log_level: int
-) -> None:
-    """Be the process of a device: answer ``load`` and ``open``, then label what comes.
+) -> NoReturn:
+    """Be a worker's process: answer ``load`` and ``open``, then label what comes.
 
-    Sends (kind, value): answer, error, note, clips, result with the tally since the last one, and now and then alive.
+    Sends (kind, value): ("event", an event), ("result", a video's and what was counted since the last), ("answer",
+    what a request gives), ("error", an SqtError), and ("lost", why) when the device is lost; then it ends itself.
     """
     logging.basicConfig(level=log_level, format="%(name)s: %(message)s")
-    _Server(connection, Worker(config, resources, tools)).run()
+    server = _Server(connection)
+    worker = server.worker = Worker(config, resources, tools, server.report)
+    answers: dict[str, Callable[..., Any]] = {
+        "load": lambda: ("answer", worker.load()),
+        "open": lambda *args: ("answer", worker.open(*args)),
+        "label": server.label,
+    }
+    start_heartbeat(lambda: server.send(("event", Alive())), lambda: server.may_compute_long)
+    serve_requests(connection, answers, server.send, server.in_words)
 
 
 class _Server:
     """The other side of supervisor.Supervisor."""
 
-    def __init__(self, connection: "Connection[Any, Any]", device: Worker) -> None:
-        self.connection, self.device = connection, device
+    worker: Worker
+
+    def __init__(self, connection: "Connection[Any, Any]") -> None:
+        self.connection = connection
         self.lock = threading.Lock()
         self.last_sent = time.monotonic()
-        device.note = lambda text: self.send("note", text)
-        device.on_clips = lambda count: self.send("clips", count)
-        device.on_progress = self.tick
+        self.labels = False
 
-    def send(self, kind: str, value: Any) -> None:
+    @property
+    def may_compute_long(self) -> bool:
+        """Whether long work on the CPU is no hang: while getting ready, and where the CPU runs the network.
+
+        A thread that waits for a GPU spins, and looks busy even when the driver hangs.
+        """
+        return not self.labels or self.worker.device == "cpu"
+
+    def send(self, message: Any) -> None:
         with self.lock:
-            self.connection.send((kind, value))
+            self.connection.send(message)
             self.last_sent = time.monotonic()
 
-    def tick(self) -> None:
-        """Say now and then that work goes on."""
-        if time.monotonic() - self.last_sent > TICK_S:
-            self.send("alive", None)
+    def report(self, event: Event) -> None:
+        """Pass an event on, signs of life only now and then."""
+        if not isinstance(event, Alive) or time.monotonic() - self.last_sent > TICK_S:
+            self.send(("event", event))
 
-    def run(self) -> None:
-        try:
-            while True:
-                name, *args = self.connection.recv()
-                if name == "label":
-                    self.label()
-                    return
-                self.send("answer", getattr(self.device, name)(*args))
-        except SqtError as error:
-            self.send("error", error)
+    def in_words(self, error: Exception) -> tuple[str, Any]:
+        """Return what the supervisor is told of an error. A lost device ends this process: its context is dead."""
+        logging.getLogger(__name__).debug("the worker failed", exc_info=error)
+        if isinstance(error, DeviceLostError) or kind_of(error) is Failure.DEVICE:
+            self.send(("lost", first_line(error)))
+            os._exit(1)  # CUDA's own clean-up may hang
+        if isinstance(error, SqtError):
+            return "error", error
+        return "error", BackendError(f"the worker failed: {type(error).__name__}: {first_line(error)}")
 
-    def label(self) -> None:
+    def label(self) -> tuple[str, Any]:
         """Label the videos that the supervisor sends, until it says that no more come."""
-        worker = self.device.worker
-        assert worker is not None
-        threading.Thread(target=self.take_videos, args=(worker,), daemon=True).start()
-        for result in worker.results():
-            tally, worker.tally = worker.tally, RunCounters()
-            self.send("result", (result, tally))
-        self.send("answer", worker.tally)
+        labelling = self.worker.labelling
+        assert labelling is not None
+        self.labels = True
+        threading.Thread(target=self.take_videos, args=(labelling,), daemon=True).start()
+        for result in labelling.results():
+            self.send(("result", (result, labelling.take_counters())))
+        return "answer", labelling.take_counters()
 
-    def take_videos(self, worker: Labelling) -> None:
+    def take_videos(self, labelling: Labelling) -> None:
         try:
             while (videos := self.connection.recv()) is not None:
-                worker.jobs.add(videos)
-            worker.jobs.close()
+                labelling.jobs.add(videos)
+            labelling.jobs.close()
         except (EOFError, OSError):
-            worker.jobs.stop()  # the supervisor is gone: the next thing sent ends this process
+            labelling.jobs.stop()  # the supervisor is gone, and this process ends with it

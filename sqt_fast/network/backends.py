@@ -35,7 +35,11 @@ class Backend(Protocol):
     dtype: torch.dtype
 
     def run(self, clips: Tensor) -> tuple[Tensor, Tensor]:
-        """clips: (B, 48, S, S). Returns logits (B, K) and embeddings (B, C), float32 on the host."""
+        """clips: (B, 48, S, S). Returns logits (B, K) and embeddings (B, C), float32 on the CPU."""
+        ...
+
+    def release_memory(self) -> None:
+        """Give back what can be made again, after memory has run out."""
         ...
 
 
@@ -51,6 +55,13 @@ class NetworkBackend:
         clips = clips.to(self.device, self.dtype, non_blocking=True, memory_format=torch.channels_last)
         logits, embeddings = self.network(clips)
         return logits.cpu(), embeddings.cpu()
+
+    def release_memory(self) -> None:
+        """See Backend. A network that keeps something for each shape of batch has ``clear``."""
+        if (clear := getattr(self.network, "clear", None)) is not None:
+            clear()
+        if self.device.startswith("cuda"):
+            torch.cuda.empty_cache()
 
 
 def load_network(name: str, model: SqueezeTime, *, device: str, precision: str) -> Network:

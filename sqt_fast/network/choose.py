@@ -12,7 +12,7 @@ import platform
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,8 @@ GUESSED_COMPILED_RATIO = 0.85
 GUESSED_COMPILE_S = 60.0
 # What "auto" chooses between: float16 overflows where the others do not, so one has to ask for it.
 AUTO_PRECISIONS = ("fp32", "bf16")
+# What is kept of one compilation.
+MEASURED = frozenset({"eager_s", "compiled_s", "compile_s"})
 # A gain below this is noise of the measurement.
 WORTH = 0.95
 
@@ -50,6 +52,12 @@ class Choice:
     device: str
     batch_size: int
     reason: str
+
+    @classmethod
+    def of(cls, kept: Mapping[str, Any]) -> "Choice | None":
+        """Return a choice that was kept as a dict, by this version or another; None if something is missing."""
+        known = {field.name: kept[field.name] for field in fields(cls) if field.name in kept}
+        return cls(**known) if len(known) == len(fields(cls)) else None
 
 
 def choose(config: IndexConfig, model: SqueezeTime, *, num_clips: int, size: int) -> Choice:
@@ -233,7 +241,9 @@ def _tuning_file() -> Path:
 
 
 def _tuning() -> dict[str, Any]:
+    """Return what is known of this machine; entries of another version, which lack something, are left out."""
     try:
-        return dict(json.loads(_tuning_file().read_text()))
+        kept = dict(json.loads(_tuning_file().read_text()))
     except (OSError, ValueError, TypeError):
         return {}
+    return {key: entry for key, entry in kept.items() if isinstance(entry, dict) and entry.keys() >= MEASURED}

@@ -3,7 +3,9 @@
 A graph replays some hundred launches as one: without it, a small batch waits for Python most of the time.
 """
 
+import threading
 from collections import OrderedDict
+from typing import Any
 
 import torch
 import triton
@@ -13,7 +15,7 @@ from sqt_fast.errors import BackendError
 from sqt_fast.network.fused import FusedNetwork, why_not_network
 from sqt_fast.network.model import SqueezeTime
 
-# Graphs kept: each holds the activations of its shape of batch.
+# Graphs kept. They share one pool of memory, for one at a time is replayed; each has inputs and outputs of its own.
 MAX_GRAPHS = 4
 OLDEST_CAPABILITY = (8, 0)
 
@@ -30,11 +32,16 @@ def why_not(device: str) -> str | None:
 
 
 class GraphRunner:
-    """A FusedNetwork that replays CUDA graphs. On a CPU, interpreted, it is the network as it is."""
+    """A FusedNetwork that replays CUDA graphs. On a CPU, interpreted, it is the network as it is.
+
+    Threads may share it: one batch at a time is run, for all graphs use the same memory.
+    """
 
     def __init__(self, net: FusedNetwork) -> None:
         self.net = net
         self._graphs: OrderedDict[torch.Size, _Captured] = OrderedDict()
+        self._pool: Any = None
+        self._lock = threading.Lock()
 
     @torch.no_grad()
     def __call__(self, clips: Tensor) -> tuple[Tensor, Tensor]:
@@ -45,18 +52,26 @@ class GraphRunner:
         """
         if clips.device.type != "cuda":
             return self.net(clips)
-        if (captured := self._graphs.pop(clips.shape, None)) is None:
-            if len(self._graphs) == MAX_GRAPHS:
-                self._graphs.popitem(last=False)
-            captured = _Captured(self.net, clips)
-        self._graphs[clips.shape] = captured  # the newest last
-        return captured(clips)
+        with self._lock:
+            if (captured := self._graphs.pop(clips.shape, None)) is None:
+                if len(self._graphs) == MAX_GRAPHS:
+                    self._graphs.popitem(last=False)
+                captured = _Captured(self.net, clips, self._pool)
+                self._pool = captured.graph.pool()
+            self._graphs[clips.shape] = captured  # the newest last
+            return captured(clips)
+
+    def clear(self) -> None:
+        """Let go of all graphs and their memory; they are captured again when they are needed."""
+        with self._lock:
+            self._graphs.clear()
+            self._pool = None
 
 
 class _Captured:
     """One shape of batch as a CUDA graph, with the memory that it reads and writes."""
 
-    def __init__(self, net: FusedNetwork, clips: Tensor) -> None:
+    def __init__(self, net: FusedNetwork, clips: Tensor, pool: Any) -> None:
         self.clips = torch.zeros_like(clips, dtype=net.dtype, memory_format=torch.channels_last)
         with torch.cuda.device(clips.device):
             stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
@@ -66,7 +81,7 @@ class _Captured:
             torch.cuda.current_stream().wait_stream(stream)
             self.graph = torch.cuda.CUDAGraph()
             # Decoders' threads may ask for pinned memory meanwhile, which only a capture of this thread alone allows.
-            with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
+            with torch.cuda.graph(self.graph, pool=pool, capture_error_mode="thread_local"):
                 self.logits, self.embeddings = net(self.clips)
 
     def __call__(self, clips: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,36 @@
+"""A segment on its way to be decoded: a value, which imports no DALI."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, eq=False)
+class SegmentSample:
+    """One segment to decode.
+
+    data: a whole file in memory. indices: (F,) int32, places among the file's frames in presentation order, ascending,
+    each once (DALI would decode from the start again). coded_size: (height, width) of the frames that the decoder
+    writes, to plan memory. display_size: (height, width), what of them is shown, from the upper left corner; None for
+    all.
+    """
+
+    data: bytes | bytearray | memoryview | NDArray[np.uint8]
+    indices: NDArray[np.int32]
+    coded_size: tuple[int, int]
+    display_size: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        assert self.indices.dtype == np.int32
+        assert len(self.indices) > 0
+        assert (np.diff(self.indices, prepend=np.int32(-1)) > 0).all()
+
+    @property
+    def size_bytes(self) -> int:
+        """About the device memory that decoding takes: RGB of the wanted frames, and DALI's 8 to reorder.
+
+        Counted twice, for one batch may still be held by DALI when the next is decoded.
+        """
+        height, width = self.coded_size
+        return (2 * len(self.indices) + 8) * height * width * 3
