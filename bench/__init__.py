@@ -1,5 +1,7 @@
 """Benches: ``python -m bench.bench_x``. Each measures a baseline in the same run and keeps its circumstances."""
 
-from sqt_fast.engine.openmp import spin_briefly
+import os
 
-spin_briefly()  # as the program does; OpenMP reads it when torch is imported, so before any bench is
+from sqt_fast.engine.process import openmp_settings
+
+os.environ.update(openmp_settings())  # as the program's workers have; read when torch is imported, so before any bench

@@ -3,14 +3,58 @@
 Legend used everywhere: B clips, T=16 frames, C channels, H W pixels, K classes, F frames of one video.
 """
 
-from typing import TYPE_CHECKING, overload
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+from sqt_fast.config import IndexConfig
+from sqt_fast.errors import (
+    BackendError,
+    CheckpointError,
+    ConfigError,
+    DeviceLostError,
+    InterruptedRunError,
+    OutputError,
+    SqtError,
+    VideoError,
+)
 
 if TYPE_CHECKING:
+    from sqt_fast.engine.results import Summary
     from sqt_fast.network.inference import InferenceModel
     from sqt_fast.network.model import SqueezeTime
 
-__all__ = ["__version__", "load_model"]
+__all__ = [
+    "BackendError",
+    "CheckpointError",
+    "ConfigError",
+    "DeviceLostError",
+    "IndexConfig",
+    "InterruptedRunError",
+    "OutputError",
+    "SqtError",
+    "VideoError",
+    "__version__",
+    "index",
+    "load_model",
+]
 __version__ = "0.1.0"
+
+
+def index(inputs: str | Path | Iterable[str | Path], output: str | Path, **options: Any) -> "Summary":
+    """Label videos into a table, as ``sqt-fast index`` does, and return what the run did.
+
+    inputs: files, folders, glob patterns, lists (.txt .csv .parquet); one or several. output: the table, ``.parquet``,
+    ``.csv`` or ``.jsonl``. options: the other fields of ``IndexConfig``, such as ``weights="k400"``, ``stride_s=1.0``,
+    ``embeddings=True``. Nothing is printed. A run that was stopped goes on when the same call is made again.
+
+    Raises ConfigError for options that cannot work, CheckpointError, BackendError and OutputError for what the machine
+    refuses, InterruptedRunError after Ctrl-C. Files that cannot be labelled are rows of the table, not exceptions.
+    """
+    from sqt_fast.run import run  # Arrow and FFmpeg are imported only when something is labelled
+
+    several = (inputs,) if isinstance(inputs, str | Path) else tuple(inputs)
+    return run(IndexConfig(inputs=tuple(map(str, several)), output=Path(output), **options))
 
 
 @overload
@@ -36,8 +80,8 @@ def load_model(
     for inference in ``precision`` (``fp32``, ``bf16``, ``fp16``), with ``embed`` and ``logits``. Clips are normalised
     RGB (B, 3, 16, H, W) or (B, 48, H, W) with channel = c * 16 + t.
 
-    Raises ``sqt_fast.errors.CheckpointError`` when the file cannot be had, read or fitted, ``BackendError`` when the
-    backend cannot run here, ``ConfigError`` for a backend or precision that there is not.
+    Raises ``CheckpointError`` when the file cannot be had, read or fitted, ``BackendError`` when the backend cannot run
+    here, ``ConfigError`` for weights, a backend or a precision that there are not.
     """
     from sqt_fast.network.weights import load_weights  # torch is imported only when a network is wanted
 

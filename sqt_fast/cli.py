@@ -4,12 +4,11 @@ Heavy imports wait inside the commands, so that ``--help`` is quick.
 """
 
 import importlib
-import io
 import json
 import logging
+import os
 import signal
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ import click
 
 from sqt_fast import __version__
 from sqt_fast.config import PROTOCOLS, IndexConfig
-from sqt_fast.engine.openmp import spin_briefly
 from sqt_fast.errors import ConfigError, InterruptedRunError, SqtError
 
 BACKENDS = ("auto", "eager", "compile", "triton")  # test_cli holds these against backends.NETWORKS
@@ -62,7 +60,9 @@ class _Group(click.Group):
             message, code = "stopped; run the same command again to go on", 1
             if isinstance(error, InterruptedRunError) or (isinstance(error, SqtError) and not interrupt.happened):
                 message, code = str(error), error.exit_code
-            click.echo(f"sqt-fast: {message}", err=True)
+            from sqt_fast.console import printable
+
+            click.echo(f"sqt-fast: {printable(message)}", err=True)
             ctx.exit(code)
 
 
@@ -114,6 +114,7 @@ def main() -> None:
     help="For decoding, as 8G; auto: half of what is free.",
 )
 @click.option("--path-col", default="path", help="Column of .csv and .parquet lists that holds the path.")
+@click.option("-0", "--null", is_flag=True, help="Names on stdin and in .txt lists end in NUL bytes (find -print0).")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Label the first N videos only.")
 @click.option(
     "--on-error",
@@ -122,6 +123,7 @@ def main() -> None:
     help="A file that cannot be labelled: give it a row, or stop.",
 )
 @click.option("--retry-failed", is_flag=True, help="Try files again whose rows are not ok.")
+@click.option("--prune", is_flag=True, help="Remove the rows of files that are gone from disk.")
 @click.option("--overwrite", is_flag=True, help="Start anew, whatever the table or an unfinished run holds.")
 @click.option("--dry-run", is_flag=True, help="Look at every file, say what would be done, write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON object on stdout.")
@@ -141,27 +143,26 @@ def index(dry_run: bool, as_json: bool, quiet: bool, verbose: bool, **options: A
     signal.signal(signal.SIGTERM, interrupt)  # a scheduler's stop is a Ctrl-C
     if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
         signal.signal(signal.SIGINT, interrupt)
-    stdin = _stdin() if "-" in config.inputs else ()
+    stdin = _stdin(null=config.null) if "-" in config.inputs else []
     if dry_run:
         _dry_run(config, stdin, as_json=as_json)
         return
-    spin_briefly()
     from sqt_fast.console import ConsoleWatcher, print_summary
-    from sqt_fast.index import index as run
+    from sqt_fast.run import run
 
     with ConsoleWatcher(quiet=quiet or as_json, verbose=verbose) as watcher:
         summary = run(config, watcher, stdin=stdin)
     if as_json:
         click.echo(json.dumps(summary.as_dict()))
+        if summary.labels_mean_nothing:
+            click.echo("sqt-fast: the weights are random, never trained: the labels mean nothing", err=True)
     elif not quiet:
         print_summary(summary, watcher.console)
 
 
-def _stdin() -> Iterable[str]:
-    """Return standard input, whose lines may be names of files in any encoding."""
-    if isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(errors="surrogateescape")
-    return sys.stdin
+def _stdin(*, null: bool) -> list[str]:
+    """Return the names on standard input, which may be in any encoding, and end in NUL bytes with ``-0``."""
+    return [os.fsdecode(name) for name in sys.stdin.buffer.read().split(b"\0" if null else b"\n")]
 
 
 def _config(options: dict[str, Any]) -> IndexConfig:
@@ -170,22 +171,26 @@ def _config(options: dict[str, Any]) -> IndexConfig:
     return IndexConfig(**decided)
 
 
-def _dry_run(config: IndexConfig, stdin: Any, *, as_json: bool) -> None:
+def _dry_run(config: IndexConfig, stdin: list[str], *, as_json: bool) -> None:
     from sqt_fast.clips.recipe import Recipe
     from sqt_fast.console import print_findings
-    from sqt_fast.survey import survey, totals
+    from sqt_fast.survey import Totals, survey
     from sqt_fast.table.ledger import existing_ledger
     from sqt_fast.video.archive import find_videos
 
-    found = find_videos(config.inputs, path_col=config.path_col, stdin=stdin)[: config.limit]
+    found = find_videos(config.inputs, path_col=config.path_col, stdin=stdin, null=config.null)[: config.limit]
     ledger = existing_ledger(config.output, overwrite=config.overwrite)
     videos = ledger.todo(found, ledger.gone(found), retry_failed=config.retry_failed)
-    findings = list(survey(videos, Recipe.of(config)))
-    sums = totals(findings, already_done=len(found) - len(videos))
-    if as_json:
-        click.echo(json.dumps({**sums, "files": [f.as_dict() for f in findings]}))
-    else:
-        print_findings(findings, sums)
+    findings = survey(videos, Recipe.of(config))
+    totals = Totals(already_done=len(found) - len(videos))
+    if not as_json:
+        print_findings(findings, totals)
+        return
+    files = []
+    for finding in findings:
+        totals.add(finding)
+        files.append(finding.as_dict())
+    click.echo(json.dumps({**totals.as_dict(), "files": files}))
 
 
 @main.command("sample-videos")
@@ -198,7 +203,7 @@ def sample_videos(directory: Path, seed: int, seconds: float, count: int) -> Non
     from sqt_fast.samples.encoding import make_samples
 
     samples = make_samples(directory, seed=seed, seconds=seconds, count=count)
-    click.echo(f"{len(samples)} videos in {directory}")
+    click.echo(f"{len(samples)} video{'s' * (len(samples) != 1)} in {directory}")
     for sample in samples:
         if sample.fallback:
             click.echo(f"{sample.path}: {sample.fallback}", err=True)

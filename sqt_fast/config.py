@@ -52,6 +52,8 @@ class IndexConfig:
     on_error: str = "record"
     overwrite: bool = False
     retry_failed: bool = False
+    prune: bool = False
+    null: bool = False
     limit: int | None = None
     decoder: str | None = None
     memory_bytes: int | None = None
@@ -78,11 +80,13 @@ class IndexConfig:
         return self.level != "video" and self.protocol != "official"
 
     def settings(self) -> dict[str, Any]:
-        """Return what must be the same for rows to share a table (weights and labels are added by their contents)."""
+        """Return what must be the same for rows to share a table, but for weights, labels and protocol.
+
+        Those are added by their contents: a name or path may stand for other ones tomorrow.
+        """
         return {
             "backend": self.backend or "auto",
             "precision": self.precision or "auto",
-            "protocol": self.protocol,
             "stride_s": self.stride_s,
             "target_fps": self.target_fps,
             "top_k": self.top_k,

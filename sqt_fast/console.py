@@ -1,9 +1,9 @@
 """What a person sees: progress and summary on stderr, the dry run's findings on stdout."""
 
+import re
 import sys
 import time
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -11,10 +11,22 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 
 from sqt_fast.engine.results import Summary, VideoResult
-from sqt_fast.survey import Finding
+from sqt_fast.survey import Finding, Totals
 
+# What a terminal obeys instead of showing, and what turns the direction of text.
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 # Seconds between plain lines where there is no terminal to draw on.
 PLAIN_EVERY_S = 10.0
+
+
+def printable(text: str) -> str:
+    """Return ``text`` with control characters spelt out: names of files may hold what a terminal would obey."""
+    return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
+def counted(number: int, noun: str) -> str:
+    """Return ``1 video``, ``2 videos``."""
+    return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
 class ConsoleWatcher:
@@ -39,13 +51,13 @@ class ConsoleWatcher:
     def note(self, text: str) -> None:
         """Say one line."""
         if not self.quiet:
-            self.console.print(escape(text))
+            self.console.print(escape(printable(text)))
 
     def begin(self, total: int, done: int) -> None:
         """Start counting. done: videos of an earlier run."""
         self.total, self.begun = total, time.perf_counter()
         if done:
-            self.note(f"{done} videos were done before")
+            self.note(f"{counted(done, 'video')} done before")
         if not self.quiet and self.console.is_terminal:
             columns = (
                 TextColumn("{task.completed:.0f}/{task.total:.0f} videos"),
@@ -87,37 +99,49 @@ class ConsoleWatcher:
 
 
 def print_summary(summary: Summary, console: Console) -> None:
-    """Print the table that ends a run."""
+    """Print the table that ends a run: first what this run did, then what the whole table holds."""
     counters = summary.counters
     grid = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    grid.add_row("table", escape(summary.output) + ("  (labels mean nothing)" if summary.labels_mean_nothing else ""))
-    videos = f"{summary.videos}" + (f", {summary.already_done} of them done before" if summary.already_done else "")
-    grid.add_row("videos", videos)
-    grid.add_row("rows", str(summary.rows))
-    reasons = _counts(summary.failures)
-    grid.add_row("failed", f"{summary.failed}" + (f": {reasons}" if reasons else ""))
-    grid.add_row("packets", f"{counters.packets_read} read, {counters.packets_dropped} of them dropped undecoded")
-    grid.add_row("frames", f"{counters.frames_decoded} decoded, {counters.frames_wanted} wanted")
-    grid.add_row("wall time", f"{summary.wall_s:.1f} s, {summary.start_s:.1f} s of it to start the network")
+    grid.add_row("this run", _this_run(summary))
     if counters.clips:
         grid.add_row("clips", f"{counters.clips}, {counters.clips / summary.labelling_s:.1f} a second")
-        grid.add_row("speed", f"{counters.video_s / summary.labelling_s:.1f}x realtime, limited by {summary.limit}")
+        grid.add_row("packets", f"{counters.packets_read} read, {counters.packets_dropped} of them dropped undecoded")
+        grid.add_row("frames", f"{counters.frames_decoded} decoded, {counters.frames_wanted} wanted")
+        grid.add_row("speed", f"{counters.video_s / summary.labelling_s:.1f}x realtime")
         grid.add_row("network", summary.backend)
+    start = f", {summary.start_s:.1f} s of it to start the network" if summary.start_s else ""
+    grid.add_row("wall time", f"{summary.wall_s:.1f} s{start}; limited by: {summary.limit}")
+    grid.add_row(
+        "table", escape(printable(summary.output)) + ("  (labels mean nothing)" if summary.labels_mean_nothing else "")
+    )
+    failed = f"{counted(summary.failed, 'video')} not ok" + (f": {_counts(summary.failures)}" if summary.failed else "")
+    grid.add_row("", f"{counted(summary.rows, 'row')}, {failed}")
     console.print(grid)
 
 
-def print_findings(findings: Iterable[Finding], sums: dict[str, Any]) -> None:
-    """Print what a dry run found, one line a file, to stdout."""
+def _this_run(summary: Summary) -> str:
+    parts = [f"{counted(summary.labelled, 'video')} labelled, {summary.failed_now} of them not ok"]
+    parts += [f"{summary.already_done} done before"] * bool(summary.already_done)
+    parts += [f"{summary.vanished} gone from disk"] * bool(summary.vanished)
+    parts += [counted(summary.other_files, "other file")] * bool(summary.other_files)
+    return "; ".join(parts)
+
+
+def print_findings(findings: Iterable[Finding], totals: Totals) -> None:
+    """Print what a dry run finds, one line a file as it comes, to stdout, and add it up in ``totals``."""
     out = Console(file=sys.stdout, highlight=False, soft_wrap=True)
     for finding in findings:
-        out.print(escape(_line(finding)))
+        out.print(escape(printable(_line(finding))))
+        totals.add(finding)
+    sums = totals.as_dict()
     reasons, codecs = _counts(sums["failures"]), _counts(sums["codecs"])
-    out.print(f"{sums['videos']} videos, {_clock(sums['duration_s'])} of video, {sums['size_bytes'] / 1e6:.1f} MB")
+    size_mb = sums["size_bytes"] / 1e6
+    out.print(f"{counted(sums['videos'], 'video')}, {_clock(sums['duration_s'])} of video, {size_mb:.1f} MB")
     out.print(f"codecs: {codecs or 'none'}")
     out.print(f"cannot be labelled: {sums['failed']}" + (f" ({reasons})" if reasons else ""))
     if sums["already_done"]:
         out.print(f"done before: {sums['already_done']}")
-    out.print(f"would label {sums['clips']} clips")
+    out.print(f"would label {counted(sums['clips'], 'clip')}")
 
 
 def _line(finding: Finding) -> str:
@@ -131,7 +155,7 @@ def _line(finding: Finding) -> str:
     broken = f"  {facts.broken}" if facts.broken else ""
     return (
         f"{finding.video.name}  {facts.codec} {size}{turned}  {rate}  {facts.duration_s:.2f} s  "
-        f"{finding.num_clips} clips{broken}"
+        f"{counted(finding.num_clips, 'clip')}{broken}"
     )
 
 

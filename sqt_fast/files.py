@@ -1,25 +1,59 @@
-"""Files: written whole or not at all, and where the user's cache is."""
+"""Files: written whole or not at all, their hashes, and where the user's cache is."""
 
+import hashlib
 import os
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 
-def replace_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
+def replace_file(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Put what ``write(file)`` writes at ``path``: at every moment it is its old self or complete.
 
-    The bytes are on disk before the name is theirs. Raises OSError, and whatever ``write`` raises, leaving nothing.
+    When this returns, bytes and name are on disk. Raises OSError, and whatever ``write`` raises, leaving nothing.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with temporary_beside(path) as temporary:
         with temporary.open("wb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+        sync_folder(path.parent)
+
+
+@contextmanager
+def temporary_beside(path: Path) -> Iterator[Path]:
+    """Make an empty file in the folder of ``path``, under a name that nobody else has; gone in the end.
+
+    Its permissions are those of any new file of the user's. ``Parts`` tidies up by this name what a killed run leaves.
+    """
+    number, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    temporary = Path(name)
+    try:
+        mask = os.umask(0)
+        os.umask(mask)
+        os.fchmod(number, 0o666 & ~mask)
+        os.close(number)
+        yield temporary
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring the names in a folder to disk: without it, a rename may be lost with the power, and what came later not."""
+    number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
+def file_sha256(path: str | Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def cache_folder() -> Path:

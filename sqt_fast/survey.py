@@ -3,7 +3,7 @@
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from sqt_fast.clips.recipe import Recipe
@@ -81,19 +81,33 @@ def estimate_clips(videos: Sequence[VideoFile], recipe: Recipe) -> int:
     return round(sum(f.num_clips for f in survey(some, recipe)) / len(some) * len(videos))
 
 
-def totals(findings: Sequence[Finding], *, already_done: int = 0) -> dict[str, Any]:
-    """Return the sums that end a dry run. already_done: videos that an earlier run labelled."""
-    good = [f for f in findings if f.facts is not None]
-    return {
-        "videos": len(findings),
-        "already_done": already_done,
-        "failed": len(findings) - len(good),
-        "failures": dict(Counter(f.error.status for f in findings if f.error is not None).most_common()),
-        "clips": sum(f.num_clips for f in good),
-        "duration_s": sum(f.facts.duration_s for f in good if f.facts is not None),
-        "size_bytes": sum(f.video.size_bytes or 0 for f in findings),
-        "codecs": dict(Counter(f.facts.codec for f in good if f.facts is not None).most_common()),
-    }
+@dataclass
+class Totals:
+    """The sums that end a dry run, added up as findings come: an archive may hold more than memory does."""
+
+    already_done: int = 0
+    videos: int = 0
+    failures: Counter[str] = field(default_factory=Counter)
+    clips: int = 0
+    duration_s: float = 0.0
+    size_bytes: int = 0
+    codecs: Counter[str] = field(default_factory=Counter)
+
+    def add(self, finding: Finding) -> None:
+        """Take in one more file."""
+        self.videos += 1
+        self.size_bytes += finding.video.size_bytes or 0
+        if finding.error is not None:
+            self.failures[finding.error.status] += 1
+        if finding.facts is not None:
+            self.clips += finding.num_clips
+            self.duration_s += finding.facts.duration_s
+            self.codecs[finding.facts.codec] += 1
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what ``--dry-run --json`` prints of all files."""
+        counts = {name: dict(getattr(self, name).most_common()) for name in ("failures", "codecs")}
+        return asdict(self) | counts | {"failed": sum(self.failures.values())}
 
 
 def _look(video: VideoFile, recipe: Recipe, process: DecoderProcess) -> Finding:

@@ -1,6 +1,5 @@
 """Which versions of other packages, and of this one, are at work: part of the circumstances of tables and benches."""
 
-import subprocess
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,13 +16,23 @@ def installed(names: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def commit() -> str:
-    """Return the commit of the checkout that this is, "" for an installed package."""
-    folder = Path(__file__).resolve().parents[1]
-    if not (folder / ".git").exists():
-        return ""
+CHECKOUT = Path(__file__).resolve().parents[1]
+
+
+def commit(root: Path = CHECKOUT) -> str:
+    """Return the commit that is checked out at ``root``, "" where there is none. Changes since are not looked for."""
+    git = root / ".git"
+    if git.is_file():  # a second working tree of a repository
+        git = Path(git.read_text().partition("gitdir:")[2].strip())
+    common = git / (git / "commondir").read_text().strip() if (git / "commondir").exists() else git
     try:
-        command = ["git", "describe", "--always", "--dirty"]
-        return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout.strip()  # noqa: S603
-    except (OSError, subprocess.CalledProcessError):
+        head = (git / "HEAD").read_text().strip()
+        name = head.removeprefix("ref: ")
+        if name == head:
+            return head
+        if (common / name).exists():
+            return (common / name).read_text().strip()
+        packed = (line.split() for line in (common / "packed-refs").read_text().splitlines())
+        return next((words[0] for words in packed if words[1:] == [name]), "")
+    except OSError:
         return ""

@@ -270,6 +270,12 @@ def tell_limits(connection: "Connection[Any, Any]") -> None:
     time.sleep(1000)
 
 
+def tell_environment(connection: "Connection[Any, Any]") -> None:
+    """Send the environment of this process."""
+    connection.send(dict(os.environ))
+    time.sleep(1000)
+
+
 def work_with_heartbeat(connection: "Connection[Any, Any]", work: str) -> None:
     """Compute, or wait, for ever, beside a heart that beats ten times a second."""
     connection.send("begun")

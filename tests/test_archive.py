@@ -245,3 +245,49 @@ def test_lines_that_end_in_nul_are_videos_with_a_problem(here: Path) -> None:
 def test_a_folder_in_a_list_is_a_video_with_a_problem(here: Path) -> None:
     touch(here, "v/a.mp4")
     assert [(v.path, v.problem) for v in find_videos(["-"], stdin=["v\n"])] == [("v", "not a regular file")]
+
+
+def test_a_folder_that_cannot_be_read_is_no_silence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every input has at least a row: what may not be looked into, too."""
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open" / "a.mp4").touch()
+    (tmp_path / "shut").mkdir()
+    scandir = os.scandir
+
+    def refuse(path: str) -> object:
+        if str(path).endswith("shut"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    found = {Path(video.path).name: video.problem for video in find_videos([str(tmp_path)])}
+    assert found == {"a.mp4": None, "shut": "a folder that cannot be read: permission denied"}
+
+
+@pytest.mark.parametrize("name", ["list.txt", "list.csv", "list.parquet"])
+def test_a_list_that_may_not_be_read_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    def refuse(*args: object, **options: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    (tmp_path / name).touch()
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    monkeypatch.setattr("pyarrow.parquet.ParquetFile", refuse)
+    with pytest.raises(ConfigError, match=rf"^list .*{name}: cannot be read \(permission denied\)$"):
+        find_videos([str(tmp_path / name)])
+
+
+def test_names_separated_by_nul(tmp_path: Path) -> None:
+    (tmp_path / "a\nb.mp4").touch()
+    (tmp_path / "list.txt").write_bytes(f"{tmp_path}/a\nb.mp4\0{tmp_path}/c.mp4\0".encode())
+    found = find_videos([str(tmp_path / "list.txt")], null=True)
+    assert [(Path(v.path).name, v.size_bytes) for v in found] == [("a\nb.mp4", 0), ("c.mp4", None)]
+
+
+def test_other_files_are_left_out_and_told(tmp_path: Path) -> None:
+    for name in ("a.mp4", "b.gif", "c.txt"):
+        (tmp_path / name).touch()
+    left_out: list[str] = []
+    assert [Path(v.path).name for v in find_videos([str(tmp_path)], left_out=left_out)] == ["a.mp4"]
+    assert sorted(Path(path).name for path in left_out) == ["b.gif", "c.txt"]
+    found = find_videos([str(tmp_path / "*.*")])
+    assert [Path(v.path).name for v in found] == ["a.mp4", "b.gif"]  # named, if by a pattern

@@ -13,10 +13,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sqt_fast.errors import CheckpointError
+from sqt_fast.files import file_sha256
 from sqt_fast.network.checkpoint import (
     build,
     canonical_name,
-    file_sha256,
     fit,
     infer_config,
     read_checkpoint,

@@ -21,7 +21,7 @@ from sqt_fast.config import IndexConfig
 from sqt_fast.engine.results import Summary
 from sqt_fast.errors import SqtError
 from sqt_fast.network import backends
-from sqt_fast.table.schema import read_table
+from tests.tables import read_table
 
 PROMISED = """videos rows failed clips packets_read packets_dropped frames_decoded frames_wanted wall_s clips_per_s
 x_realtime limit""".split()  # noqa: SIM905
@@ -74,18 +74,18 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[IndexConfig]:
         seen.append(config)
         return Summary(output=str(config.output))
 
-    monkeypatch.setattr("sqt_fast.index.index", run)
+    monkeypatch.setattr("sqt_fast.run.run", run)
     return seen
 
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Label in this process: to start another takes seconds. Tests of what only that can show do without."""
-    from sqt_fast.index import index
-    from tests.test_index import in_process
+    from sqt_fast.run import run
+    from tests.test_run import in_process
 
-    assert index.__kwdefaults__ is not None
-    monkeypatch.setitem(index.__kwdefaults__, "launch", in_process)
+    assert run.__kwdefaults__ is not None
+    monkeypatch.setitem(run.__kwdefaults__, "launch", in_process)
 
 
 # -- help -------------------------------------------------------------------------------------------------------------
@@ -194,6 +194,9 @@ def test_what_is_not_said_is_left_to_the_program(asked: list[IndexConfig]) -> No
         (["--on-error", "record"], {"on_error": "record"}),
         (["--retry-failed"], {"retry_failed": True}),
         (["--overwrite"], {"overwrite": True}),
+        (["--prune"], {"prune": True}),
+        (["-0"], {"null": True}),
+        (["--null"], {"null": True}),
         (["--quiet"], {}),
         (["-q"], {}),
         (["-v"], {}),
@@ -278,7 +281,7 @@ def test_an_empty_folder(tmp_path: Path) -> None:
         (["--device", "cuda:77"], 2, "--device cuda:77: this machine has"),
         (["--labels", "nowhere.txt"], 2, "labels nowhere.txt"),
         (["--labels", "ucf101"], 2, "101 names for the 7 classes"),
-        (["--weights", "nowhere.pth"], 1, "weights nowhere.pth: no such file"),
+        (["--weights", "nowhere.pth"], 2, "weights nowhere.pth: no such file"),
         (["--out", "/proc/nowhere/t.csv"], 1, "cannot write beside it"),
     ],
     ids=str,
@@ -315,14 +318,17 @@ def test_index_json(
     assert printed["failed"] == 5
     assert printed["clips"] == table["status"].to_pylist().count("ok") > 0
     assert printed["packets_read"] >= printed["frames_decoded"] >= printed["frames_wanted"] > 0
-    assert printed["limit"] in ("network", "decode", "write")
+    assert printed["limit"] in ("start", "network", "decode", "write")
+    if suffix != ".parquet":
+        assert f"{suffix} cannot be added to" in refused(sqt(*arguments), 1)
+        return
     again = json.loads(sqt(*arguments).stdout)
     assert (again["clips"], again["packets_read"], again["limit"], again["rows"]) == (0, 0, "none", printed["rows"])
 
 
 @pytest.mark.usefixtures("quick")
 def test_what_people_see(archive: Path, tmp_path: Path, tiny_weights: tuple[str, str]) -> None:
-    arguments = ["index", archive / "broken", archive / "avi", "-o", tmp_path / "t.csv", *tiny(tiny_weights)]
+    arguments = ["index", archive / "broken", archive / "avi", "-o", tmp_path / "t.parquet", *tiny(tiny_weights)]
     result = sqt(*arguments, "--verbose", env={"COLUMNS": "200"})
     assert result.exit_code == 0
     assert result.stdout == ""
@@ -332,8 +338,8 @@ def test_what_people_see(archive: Path, tmp_path: Path, tiny_weights: tuple[str,
     assert "complete and up to date" in sqt(*arguments).stderr
     quiet = sqt(*arguments, "--quiet")
     assert (quiet.exit_code, quiet.output) == (0, "")
-    line = refused(sqt(*arguments, "--top-k", "2"), 1)
-    assert "other settings: top_k 5 (now 2)" in line
+    line = refused(sqt(*arguments, "--top-k", "2"))
+    assert "other settings: --top-k 5, now 2" in line
     assert "--overwrite" in line
     line = refused(sqt(*arguments, "--overwrite", "--on-error", "fail", "-q"), 1)
     assert "(stopped by --on-error fail)" in line
@@ -406,17 +412,6 @@ def test_an_interrupt_that_a_library_mistakes_for_something_else_is_one(
     assert line == "sqt-fast: stopped; run the same command again to go on"
 
 
-def test_short_spins_are_asked_for_before_torch_is_imported(tmp_path: Path) -> None:
-    code = (
-        "import os, sys; from sqt_fast.engine.openmp import spin_briefly; assert 'torch' not in sys.modules; "
-        "spin_briefly(); print(os.environ.get('GOMP_SPINCOUNT'))"
-    )
-    environment = {k: v for k, v in os.environ.items() if k not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
-    for given, wanted in ({}, "20000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "None"):
-        done = subprocess.run([sys.executable, "-c", code], env=environment | given, capture_output=True, text=True)
-        assert done.stdout == f"{wanted}\n"
-
-
 # -- dry run ----------------------------------------------------------------------------------------------------------
 
 
@@ -480,7 +475,7 @@ def test_convert(tmp_path: Path, tiny_weights: tuple[str, str]) -> None:
     for name, value in wanted.model.state_dict().items():
         assert torch.equal(ours.model.state_dict()[name], value)
     assert ours.labels == wanted.labels
-    assert "no such file" in refused(sqt("convert", "nowhere.pth", target), 1)
+    assert "no such file" in refused(sqt("convert", "nowhere.pth", target))
     (tmp_path / "bad.pth").write_text("no weights")
     assert "text file, not weights" in refused(sqt("convert", tmp_path / "bad.pth", target), 1)
     assert "cannot be written" in refused(sqt("convert", tiny_weights[0], tmp_path / "no" / "x.safetensors"), 1)
@@ -491,7 +486,14 @@ def test_unknown_command() -> None:
     assert "No such command" in refused(sqt("lable"))
 
 
-def test_stdin_that_is_no_file_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    lines = io.StringIO("a.mp4\n")
-    monkeypatch.setattr(sys, "stdin", lines)
-    assert module._stdin() is lines
+@pytest.mark.parametrize(
+    ("null", "names"), [(False, ["a.mp4", "b\0c.mp4", ""]), (True, ["a.mp4\nb", "c.mp4\n"])], ids=["lines", "NUL"]
+)
+def test_names_on_stdin(monkeypatch: pytest.MonkeyPatch, null: bool, names: list[str]) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a.mp4\nb\0c.mp4\n")))
+    assert module._stdin(null=null) == names
+
+
+def test_names_on_stdin_may_be_in_any_encoding(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xff.mp4")))
+    assert [os.fsencode(name) for name in module._stdin(null=False)] == [b"\xff.mp4"]

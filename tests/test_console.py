@@ -8,9 +8,9 @@ from rich.console import Console
 
 from sqt_fast.clips.recipe import Recipe
 from sqt_fast.config import FAST
-from sqt_fast.console import ConsoleWatcher, print_findings, print_summary
+from sqt_fast.console import ConsoleWatcher, counted, print_findings, print_summary, printable
 from sqt_fast.engine.results import RunCounters, Summary, VideoResult
-from sqt_fast.survey import survey, totals
+from sqt_fast.survey import Totals, survey
 from sqt_fast.table.schema import Row
 from sqt_fast.video.archive import VideoFile
 
@@ -28,7 +28,7 @@ def test_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str], mo
     out, err = capsys.readouterr()
     lines = err.splitlines()
     assert out == ""
-    assert lines[0] == "3 videos were done before"
+    assert lines[0] == "3 videos done before"
     assert lines[1].startswith("1/2 videos  1 failed  0.0 clips/s  0.0x realtime  ETA ")
     assert lines[-1].startswith("2/2 videos  1 failed  ")
     assert lines[-1].endswith("ETA 0:00:00")
@@ -85,7 +85,11 @@ def test_summary() -> None:
         Summary(
             output="[out].csv",
             videos=9,
+            labelled=5,
+            failed_now=2,
             already_done=4,
+            vanished=1,
+            other_files=3,
             rows=20,
             failed=3,
             failures={"empty_file": 2, "damaged": 1},
@@ -98,15 +102,32 @@ def test_summary() -> None:
     )
     for part in (
         "[out].csv  (labels mean nothing)",
-        "9, 4 of them done before",
-        "3: 2 empty_file, 1 damaged",
+        "5 videos labelled, 2 of them not ok; 4 done before; 1 gone from disk; 3 other files",
+        "20 rows, 3 videos not ok: 2 empty_file, 1 damaged",
         "640 decoded, 160 wanted",
         "12.0 s, 2.0 s of it to start the network",
         "100, 10.0 a second",
-        "5.0x realtime, limited by network",
+        "5.0x realtime",
+        "limited by: start",
         "eager fp32 cpu",
     ):
         assert part in text
+
+
+def test_names_of_files_cannot_command_the_terminal() -> None:
+    """A title set, a screen cleared, text turned round."""
+    assert printable("a\x1b]0;title\x07b\x1b[2J\x9b1mc\u202ed") == r"a\x1b]0;title\x07b\x1b[2J\x9b1mc\u202ed"
+    screen = io.StringIO()
+    watcher = ConsoleWatcher()
+    watcher.console = Console(file=screen, width=100, highlight=False)
+    watcher.note("\x1b[2J[bold]gone.mp4")
+    assert screen.getvalue() == "\\x1b[2J[bold]gone.mp4\n"
+    assert "\x1b" not in summary_text(Summary(output="\x1b[2J.csv"))
+
+
+@pytest.mark.parametrize(("number", "text"), [(0, "0 videos"), (1, "1 video"), (2, "2 videos")])
+def test_plurals(number: int, text: str) -> None:
+    assert counted(number, "video") == text
 
 
 def test_summary_of_nothing_to_do() -> None:
@@ -119,11 +140,11 @@ def test_findings(archive: Path, capsys: pytest.CaptureFixture[str]) -> None:
     files = sorted(p for p in archive.rglob("*.m*") if p.suffix in (".mp4", ".mkv"))
     videos = [VideoFile(str(p), p.stat().st_size if p.exists() else None, 1) for p in files]
     findings = list(survey(videos, Recipe(FAST)))
-    print_findings(findings, totals(findings))
+    print_findings(findings, Totals())
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == len(files) + 4
     assert any(line.endswith("empty.mp4  empty_file: the file is empty (0 bytes)") for line in lines)
-    assert any("  h264 320x240  25.00 fps  2.52 s  1 clips" in line or "25.00 fps  2.48 s" in line for line in lines)
+    assert any("  h264 320x240  25.00 fps  2.52 s  1 clip" in line or "25.00 fps  2.48 s" in line for line in lines)
     assert any("(varies)" in line for line in lines)
     assert lines[-4].startswith(f"{len(files)} videos, 0:00:")
     assert lines[-2].startswith("cannot be labelled: 4 (")

@@ -22,7 +22,7 @@ NEW = [*rows("cured", "ok", size_bytes=2), *rows("well", "ok", "damaged", mtime_
 
 @pytest.fixture
 def sources(tmp_path: Path) -> list[Path]:
-    paths = [tmp_path / name for name in ("base.csv", "1.parquet", "2.parquet")]
+    paths = [tmp_path / name for name in ("base.parquet", "1.parquet", "2.parquet")]
     for path, content in zip(paths, (BASE, NEW, []), strict=True):
         write_table(to_table(content, None), path)
     return paths
@@ -49,8 +49,7 @@ def test_many_rows_of_one_video(tmp_path: Path) -> None:
     assert len(ledger.done) == 2
 
 
-@pytest.mark.parametrize("suffix", [".parquet", ".csv", ".jsonl"])
-def test_only_its_columns_are_read(tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_its_columns_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
 
     def read(path: Path, *columns: Any) -> Any:
@@ -58,13 +57,13 @@ def test_only_its_columns_are_read(tmp_path: Path, suffix: str, monkeypatch: pyt
         return seen
 
     monkeypatch.setattr("sqt_fast.table.ledger.read_batches", read)
-    write_table(to_table(BASE, None), tmp_path / f"t{suffix}")
-    assert Ledger([tmp_path / f"t{suffix}"]).failed == {"a", "cured", "ill"}
+    write_table(to_table(BASE, None), tmp_path / "t.parquet")
+    assert Ledger([tmp_path / "t.parquet"]).failed == {"a", "cured", "ill"}
     assert {name for batch in seen for name in batch.column_names} == {"path", "size_bytes", "mtime_ns", "status"}
 
 
 def test_a_dry_run_finds_what_a_run_would(tmp_path: Path) -> None:
-    output = tmp_path / "t.csv"
+    output = tmp_path / "t.parquet"
     assert existing_ledger(output, overwrite=False).done == {}
     write_table(to_table(BASE, None), output)
     with Parts(output) as parts:
@@ -78,8 +77,8 @@ def test_a_dry_run_finds_what_a_run_would(tmp_path: Path) -> None:
 
 
 def test_what_is_no_table_is_refused_but_not_by_a_dry_run(tmp_path: Path) -> None:
-    (tmp_path / "t.csv").write_text("a,b\n1,2\n")
+    (tmp_path / "t.parquet").write_text("a,b\n1,2\n")
     with pytest.raises(OutputError, match="is not a table of sqt-fast"):
-        Ledger([tmp_path / "t.csv"])
-    assert existing_ledger(tmp_path / "t.csv", overwrite=False).done == {}
-    assert list(tmp_path.iterdir()) == [tmp_path / "t.csv"]
+        Ledger([tmp_path / "t.parquet"])
+    assert existing_ledger(tmp_path / "t.parquet", overwrite=False).done == {}
+    assert list(tmp_path.iterdir()) == [tmp_path / "t.parquet"]

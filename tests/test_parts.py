@@ -97,13 +97,18 @@ def test_what_killed_runs_leave_is_tidied_up(tmp_path: Path) -> None:
     with Parts(output) as parts:
         parts.start({})
         parts.add(rows("v"))
-    (parts.folder / ".part-000002.parquet.99.tmp").write_text("half")
-    (tmp_path / ".t[1].parquet.99.tmp").write_text("half")
-    (tmp_path / ".t1.parquet.99.tmp").write_text("another table's")
+    (parts.folder / ".part-000002.parquet.abc12_xy.tmp").write_text("half")
+    (tmp_path / ".t[1].parquet.abc12_xy.tmp").write_text("half")
+    (tmp_path / ".t1.parquet.abc12_xy.tmp").write_text("another table's")
+    (tmp_path / ".t[1].parquet.x.abc12_xy.tmp").write_text("that of a table called t[1].parquet.x")
     with Parts(output) as parts:
         assert len(parts.files()) == 1
     assert {p.name for p in parts.folder.iterdir()} == {"lock", "run.json", "part-000001.parquet"}
-    assert {p.name for p in tmp_path.iterdir()} == {parts.folder.name, ".t1.parquet.99.tmp"}
+    assert {p.name for p in tmp_path.iterdir()} == {
+        parts.folder.name,
+        ".t1.parquet.abc12_xy.tmp",
+        ".t[1].parquet.x.abc12_xy.tmp",
+    }
 
 
 def test_parts_without_a_run_belong_to_a_finished_table(tmp_path: Path) -> None:
@@ -153,3 +158,27 @@ def test_a_folder_that_may_not_be_written(tmp_path: Path) -> None:
     tmp_path.chmod(0o555)
     with pytest.raises(OutputError, match="cannot write beside it"), Parts(tmp_path / "t.parquet"):
         pass
+
+
+@pytest.mark.parametrize("action", ["start", "add", "clear", "remove"])
+def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, action: str) -> None:
+    def full(*args: Any, **options: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with Parts(tmp_path / "t.parquet") as parts:
+        parts.start({})
+        for name in ("sqt_fast.table.parts.replace_file", "sqt_fast.table.schema.replace_file"):
+            monkeypatch.setattr(name, full)
+        monkeypatch.setattr(Path, "unlink", full)
+        do = {"start": lambda: parts.start({}), "add": lambda: parts.add(rows("v"))}
+        with pytest.raises(OutputError, match=r"cannot be written \(No space left on device\)"):
+            do.get(action, getattr(parts, action))()
+        monkeypatch.undo()
+
+
+def test_a_lock_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "t.parquet.parts").mkdir()
+    (tmp_path / "t.parquet.parts" / "lock").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OutputError, match="cannot write beside it"), Parts(tmp_path / "t.parquet"):
+        pass
+    assert not (tmp_path / "elsewhere").exists()

@@ -213,3 +213,18 @@ def test_the_heart_beats_while_it_computes(children: list[ChildProcess], work: s
     else:
         with pytest.raises(ChildError, match="hung"):
             child.receive(1.0)
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"), [({}, "20000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None)]
+)
+def test_children_spin_briefly_unless_the_user_decides(
+    children: list[ChildProcess], monkeypatch: pytest.MonkeyPatch, given: dict[str, str], wanted: str | None
+) -> None:
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    child = ChildProcess("tests.poison:tell_environment", title="x")
+    children.append(child)
+    assert child.receive(30).get("GOMP_SPINCOUNT") == wanted

@@ -178,7 +178,7 @@ def test_lost_frames_of_a_file_that_breaks_off() -> None:
 
 def test_concealed_frames() -> None:
     lost = rows_of(facts(), report_of(damaged=[149, 0, 0]))[-1]
-    assert lost.error_message == "2 of 150 decoded frames are damaged"
+    assert lost.error_message == "2 of 150 frames are damaged"
     assert (lost.start_s, lost.end_s) == pytest.approx((0.5, 15.5))
 
 
@@ -186,16 +186,14 @@ def test_concealed_frames_are_known_by_their_ticks() -> None:
     """What is damaged but not shown, as a picture that an edit list cuts off, does no harm."""
     probe = facts(pts=np.arange(150) * 512)
     lost = rows_of(probe, report_of(damaged=[20 * 512, 10 * 512 + 1, -512]))[-1]
-    assert lost.error_message == "1 of 150 decoded frames are damaged"
+    assert lost.error_message == "1 of 150 frames are damaged"
     assert (lost.start_s, lost.end_s) == pytest.approx((2.5, 2.6))
     assert [r.status for r in rows_of(probe, report_of(damaged=[-512]))] == ["ok"] * 3
 
 
 def test_lost_and_concealed_frames_are_told_in_one_row() -> None:
     lost = rows_of(facts(), report_of(lost=[100], damaged=[20], rejected=1))[-1]
-    assert lost.error_message == (
-        "1 of 38 frames that clips need could not be decoded; 1 of 150 decoded frames are damaged"
-    )
+    assert lost.error_message == ("1 of 38 frames that clips need could not be decoded; 1 of 150 frames are damaged")
     assert (lost.start_s, lost.end_s) == pytest.approx((2.5, 10.6))
 
 

@@ -1,7 +1,8 @@
 """The table: every value comes back from every format, a file is whole or untouched."""
 
+import errno
 import json
-import math
+import os
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from sqt_fast.config import OUTPUT_SUFFIXES
 from sqt_fast.errors import OutputError
 from sqt_fast.files import replace_file
-from sqt_fast.table.schema import STATUSES, Row, read_batches, read_table, schema, to_table, write_batches, write_table
+from sqt_fast.table.schema import FORMATS, STATUSES, Row, read_batches, schema, to_table, write_batches, write_table
 from sqt_fast.video.archive import VideoFile
+from tests.tables import read_table
 
 SUFFIXES = pytest.mark.parametrize("suffix", [".parquet", ".csv", ".jsonl"])
 DIM = 3
@@ -31,8 +34,8 @@ FULL = Row(
     status="ok",
     error_message="",
     clip_index=0,
-    start_s=0.1 + 0.2,
-    end_s=math.pi,
+    start_s=0.3,
+    end_s=3.141593,
     start_frame=0,
     end_frame=2**40,
     label='"quoted", null',
@@ -41,7 +44,7 @@ FULL = Row(
     topk_labels=["null", "", "comma, and 'quote'", "日本語", "a\nb"],
     topk_ids=[6, 5, 4, 3, 2],
     topk_scores=np.array([0.1, 1 / 3, 1e-30, 0.0, 1e-45], np.float32).tolist(),
-    duration_s=1e-12,
+    duration_s=1e-6,
     fps=30000 / 1001,
     num_frames=75,
     width=320,
@@ -66,8 +69,8 @@ def bits(table: pa.Table) -> list[dict[str, Any]]:
 def round_trip(rows: list[Row], dim: int | None, path: Path) -> pa.Table:
     table = to_table(rows, dim)
     write_table(table, path, {"embedding_dim": dim})
-    back, metadata = read_table(path)
-    assert metadata == {"embedding_dim": dim}
+    back, metadata = read_table(path, dim)
+    assert metadata == ({"embedding_dim": dim} if path.suffix == ".parquet" else None)
     assert back.schema.equals(table.schema)
     back.validate(full=True)
     return back
@@ -144,7 +147,6 @@ def test_files_are_what_other_programs_expect(tmp_path: Path) -> None:
     metadata = pq.read_schema(tmp_path / "t.parquet").metadata[b"sqt_fast"]
     assert json.loads(metadata) == {"embedding_dim": DIM, "who": "é"}
     assert pq.read_schema(tmp_path / "t.parquet").field("path").metadata[b"description"] == b"the file, as given"
-    assert json.loads((tmp_path / "t.csv.meta.json").read_text()) == {"embedding_dim": DIM, "who": "é"}
     lines = (tmp_path / "t.jsonl").read_text(encoding="utf-8").split("\n")
     assert len(lines) == 3  # one a row, and the last ends in a newline
     first = json.loads(lines[0])
@@ -161,10 +163,10 @@ def test_files_are_what_other_programs_expect(tmp_path: Path) -> None:
     assert records[1]["score"] == ""
 
 
-@SUFFIXES
 @pytest.mark.parametrize("columns", [None, ("path", "topk_scores"), ("status", "path")])
-def test_reading_bit_by_bit(tmp_path: Path, suffix: str, columns: tuple[str, ...] | None) -> None:
-    """More rows than come at a time, in any of the formats."""
+def test_reading_bit_by_bit(tmp_path: Path, columns: tuple[str, ...] | None) -> None:
+    """More rows than come at a time."""
+    suffix = ".parquet"
     table = to_table([replace(FULL, clip_index=i, label="x" * 999) for i in range(3000)], None)
     write_table(table, tmp_path / f"t{suffix}")
     pieces = list(read_batches(tmp_path / f"t{suffix}", columns))
@@ -230,8 +232,6 @@ def test_a_table_is_put_in_place_at_once(tmp_path: Path, suffix: str, monkeypatc
         write_table(to_table([Row("new")], None), path, {"n": 2})
     monkeypatch.undo()
     assert read_table(path)[0]["path"].to_pylist() == ["old"]
-    path.unlink()
-    assert suffix == ".parquet" or (tmp_path / f"t{suffix}.meta.json").exists()
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
@@ -239,27 +239,56 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         write_table(to_table([EMPTY], None), tmp_path / "nowhere" / "t.csv")
 
 
-@SUFFIXES
-@pytest.mark.parametrize(
-    "content", [b"", b"PAR1", b"not a table", b"\xff\xfe\n", b"1\n", b'{"path": 1}\n', b"a,b\n1,2\n"]
-)
-def test_other_files_are_no_tables(tmp_path: Path, suffix: str, content: bytes) -> None:
-    path = tmp_path / f"t{suffix}"
+@pytest.mark.parametrize("content", [b"", b"PAR1", b"not a table", b"a,b\n1,2\n"])
+def test_other_files_are_no_tables(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "t.parquet"
     path.write_bytes(content)
-    (tmp_path / f"t{suffix}.meta.json").write_text("{}")
-    if suffix == ".jsonl" and not content:
-        assert read_table(path)[0].num_rows == 0
-        return
     with pytest.raises(OutputError, match="is not a table of sqt-fast"):
         read_table(path)
 
 
 @pytest.mark.parametrize("text", ["", "[1]", "{", "3"])
 def test_damaged_metadata(tmp_path: Path, text: str) -> None:
-    write_table(to_table([EMPTY], None), tmp_path / "t.csv", {})
-    (tmp_path / "t.csv.meta.json").write_text(text)
+    table = to_table([EMPTY], None).replace_schema_metadata({b"sqt_fast": text.encode()})
+    pq.write_table(table, tmp_path / "t.parquet")
     with pytest.raises(OutputError, match="is not a table of sqt-fast"):
-        read_table(tmp_path / "t.csv")
+        read_table(tmp_path / "t.parquet")
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EACCES])
+def test_a_good_table_that_cannot_be_read_now_is_not_to_be_overwritten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    path = tmp_path / "t.parquet"
+    write_table(to_table([EMPTY], None), path)
+
+    def fail(*args: Any, **options: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("sqt_fast.table.schema.pq.read_schema", fail)
+    with pytest.raises(OutputError, match=r"t\.parquet: cannot be read \(") as caught:
+        read_table(path)
+    assert "overwrite" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("time_s", "clean"),
+    [
+        (-3.333333333382926e-07, 0.0),
+        (2.220446049250313e-16, 0.0),
+        (6.000000000000001, 6.0),
+        (0.1 + 0.2, 0.3),
+        (-0.0, 0.0),
+    ],
+)
+def test_times_are_whole_microseconds_and_never_negative(time_s: float, clean: float) -> None:
+    row = to_table([Row("a", start_s=time_s, end_s=time_s, duration_s=time_s)], None).to_pylist()[0]
+    assert [str(row[name]) for name in ("start_s", "end_s", "duration_s")] == [str(clean)] * 3
+
+
+def test_formats_are_those_of_the_options() -> None:
+    assert tuple(FORMATS) == OUTPUT_SUFFIXES
+    assert [suffix for suffix, form in FORMATS.items() if form.can_grow] == [".parquet"]
 
 
 def test_parquet_of_others(tmp_path: Path) -> None:

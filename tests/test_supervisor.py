@@ -207,7 +207,8 @@ def test_no_room_for_a_process_now_is_waited_for(tmp_path: Path, monkeypatch: py
         calls.append(args)
         if len(calls) in (2, 3):
             raise BlockingIOError(11, "Resource temporarily unavailable")
-        return start(*args, **options)
+        child: ChildProcess = start(*args, **options)
+        return child
 
     monkeypatch.setattr(supervisor_module, "ChildProcess", sometimes)
     assert lab.run(MANY) == dict.fromkeys((v.path for v in MANY), ("ok", None))

@@ -16,11 +16,12 @@ import torch
 from sqt_fast import load_model
 from sqt_fast.config import FAST, OFFICIAL, OFFICIAL_HMDB51
 from sqt_fast.errors import CheckpointError, ConfigError
-from sqt_fast.files import cache_folder
+from sqt_fast.files import cache_folder, file_sha256
 from sqt_fast.network import weights
-from sqt_fast.network.checkpoint import file_sha256, save_safetensors
+from sqt_fast.network.checkpoint import save_safetensors
+from sqt_fast.network.class_names import LABEL_LISTS, LABELS_FOLDER, read_labels
 from sqt_fast.network.model import ModelConfig, SqueezeTime
-from sqt_fast.network.weights import LABEL_LISTS, LABELS_FOLDER, PUBLISHED, find_protocol, load_weights, read_labels
+from sqt_fast.network.weights import PUBLISHED, find_protocol, load_weights
 
 
 def tiny(num_classes: int | None) -> SqueezeTime:
@@ -206,7 +207,7 @@ def test_a_cache_that_cannot_be_written_still_gives_weights(
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr("sqt_fast.network.weights.replace_file", refuse)
-    assert load_weights("hmdb51").has_classifier
+    assert load_weights("hmdb51").labels
     assert "the hash could not be recorded" in caplog.text
 
 
@@ -228,7 +229,7 @@ def test_random_is_the_same_every_time_and_says_it_means_nothing() -> None:
 
 def test_an_unknown_name_lists_the_known_ones() -> None:
     with pytest.raises(
-        CheckpointError, match="weights k40: no such file, and not one of k400, k600, hmdb51, in1k, ava, random"
+        ConfigError, match="weights k40: no such file, and not one of k400, k600, hmdb51, in1k, ava, random"
     ):
         load_weights("k40")
 
@@ -314,7 +315,7 @@ def test_a_label_file_that_is_nowhere_is_named() -> None:
 def test_a_backbone_alone_has_no_labels(tmp_path: Path) -> None:
     path = str(pth(tmp_path, None))
     weights = load_weights(path)
-    assert (weights.labels, weights.has_classifier) == (None, False)
+    assert (weights.labels, weights.model.fc) == (None, None)
     assert "backbone alone" in weights.labels_source
     with pytest.raises(ConfigError, match="leave --labels out"):
         load_weights(path, labels="hmdb51")

@@ -1,4 +1,4 @@
-"""A watcher of runs (``sqt_fast.index.Watcher``) that says nothing."""
+"""A watcher of runs (``sqt_fast.run.Watcher``) that says nothing."""
 
 from sqt_fast.engine.events import ClipsLabelled, Event, Note, Report
 from sqt_fast.engine.results import VideoResult

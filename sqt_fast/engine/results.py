@@ -84,13 +84,19 @@ class VideoResult:
 
 @dataclass
 class Summary:
-    """What a run did. Counts are of this run; rows and failures of the whole table."""
+    """What a run did. Counts are of this run; rows and failures of the whole table.
+
+    failed_now: videos of this run that have a row that is not ok. other_files: left out for their suffix.
+    """
 
     output: str
     videos: int = 0
     labelled: int = 0
     already_done: int = 0
+    failed_now: int = 0
     vanished: int = 0
+    pruned: int = 0
+    other_files: int = 0
     rows: int = 0
     failed: int = 0
     failures: dict[str, int] = field(default_factory=dict)
@@ -103,8 +109,10 @@ class Summary:
 
     @property
     def limit(self) -> str:
-        """The stage that the others waited for."""
-        stages = {"network": self.counters.network_s, "decode": self.counters.wait_s, "write": self.write_s}
+        """What took the time: the stage that the others waited for, or getting ready."""
+        counters = self.counters
+        waited = {"network": counters.network_s, "decode": counters.wait_s}
+        stages = {"start": self.start_s, **waited, "write": self.write_s}
         return max(stages, key=lambda name: stages[name]) if self.counters.clips else "none"
 
     @property

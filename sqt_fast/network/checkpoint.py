@@ -1,6 +1,5 @@
 """Read, fit and write weights, whoever wrote them. Names are those of ``SqueezeTime().state_dict()`` throughout."""
 
-import hashlib
 import json
 import re
 from collections import Counter
@@ -220,9 +219,3 @@ def save_safetensors(
         replace_file(path, lambda file: file.write(content))  # not save_file: only its owner may read what it makes
     except OSError as error:
         raise CheckpointError(f"{path} cannot be written ({error}); choose another place") from None
-
-
-def file_sha256(path: str | Path) -> str:
-    """Return the SHA-256 of a file, in hexadecimal."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -9,28 +9,18 @@ from typing import TYPE_CHECKING
 
 from sqt_fast.config import FAST, OFFICIAL, OFFICIAL_HMDB51, ClipProtocol
 from sqt_fast.errors import CheckpointError, ConfigError
-from sqt_fast.files import cache_folder, replace_file
+from sqt_fast.files import cache_folder, file_sha256, replace_file
+from sqt_fast.network.class_names import LABEL_LISTS, read_labels
 
 if TYPE_CHECKING:  # torch, pooch and rich are imported only when weights are wanted
     from rich.progress import Progress
-    from torch import Tensor
 
     from sqt_fast.network.model import SqueezeTime
 
 _log = logging.getLogger(__name__)
 
 RANDOM = "random"
-LABELS_FOLDER = Path(__file__).parents[1] / "labels"
-# name of a bundled list -> number of classes; no two have the same, so a checkpoint's count tells its list
-LABEL_LISTS = {
-    "hmdb51": 51,
-    "jester": 27,
-    "kinetics400": 400,
-    "kinetics600": 600,
-    "kinetics700": 700,
-    "sthv2": 174,
-    "ucf101": 101,
-}
+RANDOM_SEED = 0
 
 
 @dataclass(frozen=True)
@@ -57,18 +47,26 @@ PUBLISHED = {
 }
 
 
+def published_name(weights: str) -> str | None:
+    """Return which of ``PUBLISHED`` these weights are, by name, or by path to the file as it is published."""
+    if weights in PUBLISHED:
+        return weights
+    return next((name for name, known in PUBLISHED.items() if known.file == Path(weights).name), None)
+
+
 def find_protocol(name: str, weights: str) -> ClipProtocol:
-    """Return the protocol ``name`` as the release uses it with the published ``weights``."""
+    """Return the protocol ``name`` as the release uses it with ``weights``, however they are named."""
     if name == FAST.name:
         return FAST
-    return PUBLISHED[weights].official if weights in PUBLISHED else OFFICIAL
+    published = published_name(weights)
+    return OFFICIAL if published is None else PUBLISHED[published].official
 
 
 @dataclass(frozen=True)
 class Weights:
     """A network and what is known about it.
 
-    path: None for random weights. sha256: of the file, or of the tensors of random weights. labels: the K class
+    path: None for random weights. sha256: see ``weights_sha256``. labels: the K class
     names, None for a backbone alone. labels_source: where they come from, in words. meaningless: the weights were
     never trained, so labels and scores say nothing.
     """
@@ -80,11 +78,6 @@ class Weights:
     labels: tuple[str, ...] | None
     labels_source: str
     meaningless: bool
-
-    @property
-    def has_classifier(self) -> bool:
-        """Whether the network can label clips; a backbone alone gives features only."""
-        return self.model.fc is not None
 
 
 class _Bar:
@@ -150,8 +143,6 @@ def _sidecar(path: Path) -> Path:
 
 def _checked_sha256(path: Path) -> str:
     """Hash a cached file and compare with what was recorded at its first use. Raises CheckpointError."""
-    from sqt_fast.network.checkpoint import file_sha256
-
     sha256, sidecar = file_sha256(path), _sidecar(path)
     if sidecar.exists():
         recorded = (sidecar.read_text(encoding="ascii", errors="replace").split() or ["nothing"])[0]
@@ -172,29 +163,6 @@ def _record_sha256(path: Path, sha256: str) -> None:
         replace_file(sidecar, lambda file: file.write(f"{sha256}  {path.name}\n".encode("ascii")))
     except OSError as error:
         _log.warning("%s: the hash could not be recorded (%s), so a later change will go unnoticed", path, error)
-
-
-def _lines_of(path: Path, shown: str) -> tuple[str, ...]:
-    try:
-        lines = path.read_text(encoding="utf-8-sig").rstrip().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"labels {shown}: cannot be read as text ({error}); give one class name a line") from None
-    names = tuple(line.strip() for line in lines)
-    if "" in names:
-        raise ConfigError(f"labels {shown}: line {names.index('') + 1} is empty; give one class name a line")
-    return names
-
-
-def read_labels(labels: str | Path) -> tuple[str, ...]:
-    """Return the class names of a bundled list or of a file with one a line, in order of the class numbers.
-
-    Raises ConfigError.
-    """
-    if str(labels) in LABEL_LISTS:
-        return _lines_of(LABELS_FOLDER / f"{labels}.txt", str(labels))
-    if not Path(labels).is_file():
-        raise ConfigError(f"labels {labels}: neither a file nor one of the lists {', '.join(LABEL_LISTS)}")
-    return _lines_of(Path(labels), str(labels))
 
 
 def _labels_of_metadata(path: Path | None) -> tuple[str, ...] | None:
@@ -245,12 +213,21 @@ def _choose_labels(
     return names, source
 
 
-def _state_sha256(state: "dict[str, Tensor]") -> str:
-    digest = hashlib.sha256()
-    for name, tensor in state.items():
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.contiguous().numpy().tobytes())
-    return digest.hexdigest()
+def weights_sha256(weights: str, *, progress: bool = True, seed: int = RANDOM_SEED) -> str:
+    """Return what tells these weights from all others, without loading them or importing torch; they are on disk then.
+
+    Of random weights, which no file holds, it stands for the way in which they are made. Raises ConfigError for a name
+    that is none, CheckpointError if a published file cannot be had.
+    """
+    if weights == RANDOM:
+        return hashlib.sha256(f"{RANDOM} {seed}".encode()).hexdigest()
+    path = _locate(weights, progress=progress)
+    try:
+        return _checked_sha256(path) if weights in PUBLISHED else file_sha256(path)
+    except OSError as error:
+        raise CheckpointError(
+            f"weights {weights}: cannot be read ({(error.strerror or str(error)).lower()})"
+        ) from error
 
 
 def _random_network(seed: int) -> "SqueezeTime":
@@ -265,20 +242,29 @@ def _random_network(seed: int) -> "SqueezeTime":
 
 
 def _locate(weights: str, *, progress: bool) -> Path:
-    """Return the path of a published file (downloading it if need be) or of the user's. Raises CheckpointError."""
+    """Return the path of a published file (downloading it if need be) or of the user's.
+
+    Raises ConfigError for what is neither, CheckpointError if it cannot be downloaded.
+    """
+    check_name(weights)
     if weights in PUBLISHED:
         path = cache_folder() / PUBLISHED[weights].file
         if not path.exists():
             _download(weights, path, progress=progress)
         return path
-    path = Path(weights).expanduser()
-    if not path.exists():
+    return Path(weights).expanduser()
+
+
+def check_name(weights: str) -> None:
+    """Raise ConfigError for what is neither a name of weights nor the path of a file."""
+    if weights not in (RANDOM, *PUBLISHED) and not Path(weights).expanduser().exists():
         names = ", ".join((*PUBLISHED, RANDOM))
-        raise CheckpointError(f"weights {weights}: no such file, and not one of {names}; check the path")
-    return path
+        raise ConfigError(f"weights {weights}: no such file, and not one of {names}; check the path")
 
 
-def load_weights(weights: str, *, labels: str | Path | None = None, progress: bool = True, seed: int = 0) -> Weights:
+def load_weights(
+    weights: str, *, labels: str | Path | None = None, progress: bool = True, seed: int = RANDOM_SEED
+) -> Weights:
     """Load a network and its class names.
 
     weights: a name of ``PUBLISHED`` (downloaded once, then checked against the hash of its first use), ``random``
@@ -288,16 +274,14 @@ def load_weights(weights: str, *, labels: str | Path | None = None, progress: bo
     Returns a network in evaluation mode on the CPU, float32. Raises CheckpointError if the file cannot be had, read
     or fitted, and ConfigError if the labels do not belong to it.
     """
-    from sqt_fast.network.checkpoint import build, file_sha256, read_checkpoint
+    from sqt_fast.network.checkpoint import build, read_checkpoint
 
+    sha256 = weights_sha256(weights, progress=progress, seed=seed)
     if weights == RANDOM:
         path, model = None, _random_network(seed)
-        sha256 = _state_sha256(model.state_dict())
     else:
         path = _locate(weights, progress=progress)
-        sha256 = _checked_sha256(path) if weights in PUBLISHED else ""
         model = build(read_checkpoint(path), source=str(path))
-        sha256 = sha256 or file_sha256(path)
         if weights in PUBLISHED:
             _record_sha256(path, sha256)
     names, labels_source = _choose_labels(labels, weights, path, model.config.num_classes)

@@ -1,4 +1,4 @@
-"""Tables as CSV and as JSON lines, read and written bit by bit.
+"""Tables as CSV and as JSON lines, written bit by bit.
 
 Here every value passes through an object of Python, 16 times as large as a number of an embedding.
 """
@@ -6,8 +6,6 @@ Here every value passes through an object of Python, 16 times as large as a numb
 import json
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
-from itertools import islice
-from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
@@ -15,7 +13,6 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 
 PIECE_BYTES = 1 << 20  # of Arrow's
-LINES = 256
 
 
 def slices(batches: Iterable[pa.Table], size_bytes: int) -> Iterator[pa.Table]:
@@ -26,26 +23,33 @@ def slices(batches: Iterable[pa.Table], size_bytes: int) -> Iterator[pa.Table]:
             yield batch.slice(start, num_rows)
 
 
-def write_jsonl(batches: Iterable[pa.Table], target: pa.Schema, file: IO[bytes]) -> None:
-    """Write tables of schema ``target`` to an open file, a line a row."""
-    for piece in slices(batches, PIECE_BYTES):
+def write_jsonl(
+    batches: Iterable[pa.Table],
+    target: pa.Schema,
+    file: IO[bytes],
+    metadata: dict[str, Any] | None = None,
+    group_bytes: int = PIECE_BYTES,
+) -> None:
+    """Write tables of schema ``target`` to an open file, a line a row. It has no place for metadata."""
+    del metadata
+    for piece in slices(batches, min(group_bytes, PIECE_BYTES)):
         for row in piece.to_pylist():
             plain = {f.name: _plain(row[f.name], f.type) for f in target}
             file.write(json.dumps(plain, ensure_ascii=False).encode() + b"\n")
 
 
-def read_jsonl(path: Path, target: pa.Schema) -> Iterator[pa.Table]:
-    """Read the columns of ``target``. Raises ValueError, KeyError, TypeError or Arrow's errors for other files."""
-    with path.open(encoding="utf-8") as lines:
-        while rows := [json.loads(line) for line in islice(lines, LINES)]:
-            yield pa.Table.from_arrays([pa.array([row[f.name] for row in rows], f.type) for f in target], schema=target)
-
-
-def write_csv(batches: Iterable[pa.Table], target: pa.Schema, file: IO[bytes]) -> None:
-    """Write tables of schema ``target`` to an open file. Lists become JSON text: CSV has no lists."""
+def write_csv(
+    batches: Iterable[pa.Table],
+    target: pa.Schema,
+    file: IO[bytes],
+    metadata: dict[str, Any] | None = None,
+    group_bytes: int = PIECE_BYTES,
+) -> None:
+    """Write tables of schema ``target`` to an open file. Lists become JSON text: CSV has neither them nor metadata."""
+    del metadata
     kinds = {f.name: _csv_kind(f.type) for f in target}
     with pa_csv.CSVWriter(file, pa.schema(kinds.items())) as writer:
-        for piece in slices(batches, PIECE_BYTES):
+        for piece in slices(batches, min(group_bytes, PIECE_BYTES)):
             columns = []
             for field in target:
                 column = piece[field.name]
@@ -62,26 +66,6 @@ def _csv_kind(kind: pa.DataType) -> pa.DataType:
     if pa.types.is_nested(kind):
         return pa.string()
     return pa.float64() if pa.types.is_float32(kind) else kind
-
-
-def read_csv(path: Path, target: pa.Schema) -> Iterator[pa.Table]:
-    """Read the columns of ``target``. Raises ValueError, KeyError, TypeError or Arrow's errors for other files."""
-    kinds = {f.name: pa.string() if pa.types.is_nested(f.type) else f.type for f in target}
-    options = pa_csv.ConvertOptions(
-        column_types=kinds, include_columns=target.names, strings_can_be_null=True, quoted_strings_can_be_null=False
-    )
-    with pa_csv.open_csv(
-        path, convert_options=options, parse_options=pa_csv.ParseOptions(newlines_in_values=True)
-    ) as file:
-        for batch in file:
-            columns = []
-            for field in target:
-                column = batch[field.name]
-                if pa.types.is_nested(field.type):
-                    values = [None if v is None else json.loads(v) for v in column.to_pylist()]
-                    column = pa.array(values, field.type)
-                columns.append(column)
-            yield pa.Table.from_arrays(columns, schema=target)
 
 
 def _plain(value: Any, kind: pa.DataType) -> Any:

@@ -6,11 +6,10 @@ table, because videos are labelled in it, so each is read about once; any other 
 """
 
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from sqt_fast.errors import OutputError
+from sqt_fast.files import temporary_beside
 from sqt_fast.table.schema import (
     GROUP_BYTES,
     Table,
@@ -50,12 +50,18 @@ class Counts:
 
 
 def merge(
-    sources: Sequence[Path], output: Path, metadata: dict[str, Any] | None = None, *, group_bytes: int = GROUP_BYTES
+    sources: Sequence[Path],
+    output: Path,
+    metadata: dict[str, Any] | None = None,
+    *,
+    without: Collection[str] = (),
+    group_bytes: int = GROUP_BYTES,
 ) -> Counts:
     """Write the rows of ``sources``, newest last, to ``output``, which may be one of them, sorted by ``KEYS``.
 
-    Of a path that several hold, the newest one's rows stay. ``output`` is at every moment its old self or complete.
-    group_bytes: size of the row groups; about 15 times as much is held. Raises OutputError.
+    Of a path that several hold, the newest one's rows stay; of the paths ``without``, none do. ``output`` is at every
+    moment its old self or complete. group_bytes: size of the row groups; about 15 times as much is held. Raises
+    OutputError.
     """
     target = read_schema(sources[0])
     counter = _Counter()
@@ -64,12 +70,12 @@ def merge(
         for number, source in enumerate(sources):
             if not read_schema(source).equals(target):
                 raise OutputError(f"output {source}: has other columns than {sources[0]}; use --overwrite")
-            found = _find_groups(number, source) if source.suffix.lower() == ".parquet" else None
-            if found is None or any(group.least_bytes > 2 * group_bytes for group in found):
+            found = _find_groups(number, source)
+            if any(group.least_bytes > 2 * group_bytes for group in found):
                 copy = copies.enter_context(_copied(source, target, output, group_bytes))
                 found = _find_groups(number, copy)
             groups += found
-        rows = _gather(groups, _order(groups, target), target, group_bytes)
+        rows = _gather(groups, _order(groups, target, without), target, group_bytes)
         write_batches(counter.watch(rows), target, output, metadata, group_bytes=group_bytes)
     return counter.counts()
 
@@ -130,15 +136,14 @@ def _find_groups(source: int, path: Path) -> list[_Group]:
 
 @contextmanager
 def _copied(source: Path, target: pa.Schema, output: Path, group_bytes: int) -> Iterator[Path]:
-    """Copy a table without row groups, or with large ones, to a Parquet file beside ``output``."""
-    # Parts.__enter__ tidies up by this name what a killed run leaves.
-    with writing(output), NamedTemporaryFile(dir=output.parent, prefix=f".{output.name}.", suffix=".tmp") as file:
-        write_parquet(read_batches(source), target, file, group_bytes=group_bytes)
-        file.flush()
-        yield Path(file.name)
+    """Copy a table with large row groups to a file beside ``output``."""
+    with writing(output), temporary_beside(output) as copy:
+        with copy.open("wb") as file:
+            write_parquet(read_batches(source), target, file, group_bytes=group_bytes)
+        yield copy
 
 
-def _order(groups: Sequence[_Group], target: pa.Schema) -> NDArray[np.int64]:
+def _order(groups: Sequence[_Group], target: pa.Schema, without: Collection[str]) -> NDArray[np.int64]:
     """Return which rows stay, in the order of the table. Rows are counted from 0 through all groups."""
     if not groups:
         return np.zeros(0, np.int64)
@@ -156,6 +161,7 @@ def _order(groups: Sequence[_Group], target: pa.Schema) -> NDArray[np.int64]:
     sources = np.array([group.source for group in groups], np.int32)
     newest = np.zeros(len(paths), np.int32)
     np.maximum.at(newest, ranks, np.repeat(sources, [len(n) for n in names]))
+    newest[pc.is_in(paths, pa.array(sorted(without), pa.string())).to_numpy(zero_copy_only=False)] = -1
 
     firsts = np.cumsum([0, *(len(n) for n in names[:-1])])
     rank = np.concatenate([ranks[first + code] for first, code in zip(firsts, codes, strict=True)])  # of each row

@@ -14,7 +14,7 @@ from typing import Any
 
 from sqt_fast.errors import OutputError
 from sqt_fast.files import replace_file
-from sqt_fast.table.schema import Table, write_table
+from sqt_fast.table.schema import Table, write_table, writing
 
 
 class Parts:
@@ -31,8 +31,9 @@ class Parts:
     def __enter__(self) -> "Parts":
         while self._lock is None:
             self._lock = self._try_lock()
-        for leftover in (*self.folder.glob(".*.tmp"), *self.output.parent.glob(f".{escape(self.output.name)}.*.tmp")):
-            leftover.unlink()
+        beside = f".{escape(self.output.name)}.{'[!.]' * 8}.tmp"  # not those of an output whose name begins like ours
+        for leftover in (*self.folder.glob(".*.tmp"), *self.output.parent.glob(beside)):
+            leftover.unlink(missing_ok=True)
         if not (self.folder / "run.json").exists():  # of a run that was killed while it tidied up
             for part in self.files():
                 part.unlink()
@@ -54,7 +55,7 @@ class Parts:
         except OSError as error:
             raise self._cannot_write(error) from error
         try:
-            lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -88,7 +89,8 @@ class Parts:
 
     def start(self, run: dict[str, Any]) -> None:
         """Remember what this run is about."""
-        replace_file(self.folder / "run.json", lambda file: file.write(json.dumps(run, indent=1).encode()))
+        with writing(self.folder):
+            replace_file(self.folder / "run.json", lambda file: file.write(json.dumps(run, indent=1).encode()))
 
     def add(self, table: Table) -> None:
         """Keep the rows of finished videos."""
@@ -101,11 +103,13 @@ class Parts:
 
     def clear(self) -> None:
         """Forget the unfinished run but keep the lock."""
-        for path in self.folder.iterdir():
-            if path.name != "lock":
-                path.unlink()
+        with writing(self.folder):
+            for path in self.folder.iterdir():
+                if path.name != "lock":
+                    path.unlink()
 
     def remove(self) -> None:
         """Remove the folder: the table is complete. Parts without run.json, should we be killed, mean nothing."""
-        (self.folder / "run.json").unlink(missing_ok=True)
-        shutil.rmtree(self.folder)
+        with writing(self.folder):
+            (self.folder / "run.json").unlink(missing_ok=True)
+            shutil.rmtree(self.folder)

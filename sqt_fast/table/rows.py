@@ -131,7 +131,7 @@ def _damage(base: Row, probe: Probe, report: DecodeReport, *, complete: bool) ->
         spans.append((float(probe.times_s[lost[0]]), _frame_time(probe, lost[-1] + 1)))
     damaged = probe.numbers_of(report.damaged)
     if damaged:
-        stories.append(f"{len(damaged)} of {report.frames_decoded} decoded frames are damaged")
+        stories.append(f"{len(damaged)} of {probe.num_frames} frames are damaged")
         spans.append((float(probe.times_s[damaged[0]]), _frame_time(probe, damaged[-1] + 1)))
     missing_end = _missing_end(probe)
     if missing_end is not None:

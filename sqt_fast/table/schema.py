@@ -1,10 +1,11 @@
-"""The table: its columns, and reading and writing it as Parquet, CSV or JSON lines, whole or bit by bit.
+"""The table: its columns; reading and writing it as Parquet, and writing it in the other formats.
 
-Only this file, ``textual.py`` and ``merge.py`` know Arrow.
+Parquet is the table itself: parts of a run, what a run adds to. CSV and JSON lines are written from it in the end.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -15,9 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from sqt_fast.errors import ConfigError, OutputError
+from sqt_fast.errors import OutputError
 from sqt_fast.files import replace_file
-from sqt_fast.table.export import read_csv, read_jsonl, slices, write_csv, write_jsonl
+from sqt_fast.table.export import slices, write_csv, write_jsonl
 
 METADATA_KEY = b"sqt_fast"
 GROUP_BYTES = 8 << 20  # of a row group, in memory: 2000 rows with embeddings, 25 000 without
@@ -38,6 +39,7 @@ STATUSES = {
     "error": "something unforeseen; please report it",
 }
 
+TIMES = frozenset({"start_s", "end_s", "duration_s"})
 _LISTS = {"topk_labels": pa.string(), "topk_ids": pa.int32(), "topk_scores": pa.float32()}
 _COLUMNS: list[tuple[str, pa.DataType, str]] = [
     ("path", pa.string(), "the file, as given"),
@@ -113,22 +115,10 @@ def to_table(rows: Sequence[Row], embedding_dim: int | None) -> pa.Table:
     """Return ``rows`` as an Arrow table. embedding_dim: C, or None for a table without embeddings."""
     target = schema(embedding_dim)
     names = [f.name for f in fields(Row) if f.name != "embedding"]
-    columns = [pa.array([getattr(r, n) for r in rows], target.field(n).type) for n in names]
+    columns = [pa.array([_clean(n, getattr(r, n)) for r in rows], target.field(n).type) for n in names]
     if embedding_dim is not None:
         columns.append(pa.array([r.embedding for r in rows], target.field("embedding").type))
     return pa.Table.from_arrays(columns, schema=target)
-
-
-def read_column(path: Path, name: str) -> list[Any]:
-    """Return one column of anybody's Parquet file. Raises ConfigError when it is none, or has no such column."""
-    try:
-        file = pq.ParquetFile(path)
-        if name not in file.schema_arrow.names:
-            names = ", ".join(file.schema_arrow.names)
-            raise ConfigError(f"list {path}: no column {name!r}; it has {names}; name one with --path-col")
-        return list(file.read([name]).column(name).to_pylist())
-    except pa.ArrowException as error:
-        raise ConfigError(f"list {path}: not a Parquet file that can be read ({error})") from error
 
 
 def write_table(table: pa.Table, path: Path, metadata: dict[str, Any] | None = None) -> None:
@@ -146,23 +136,12 @@ def write_batches(
 ) -> None:
     """Write tables of schema ``target``, one after the other, so that ``path`` is always its old self or complete.
 
-    Parquet carries ``metadata`` under the key ``sqt_fast``; beside CSV and JSON lines it lies in ``<path>.meta.json``.
-    group_bytes: how much is held at a time, and the size of Parquet's row groups.
-    Raises OutputError when it cannot be written.
+    Parquet carries ``metadata`` under the key ``sqt_fast``. group_bytes: how much is held at a time, and the size of
+    Parquet's row groups. Raises OutputError when it cannot be written.
     """
-    text = json.dumps(metadata, indent=1) if metadata is not None else None
-    suffix = path.suffix.lower()
-
-    def write(file: IO[bytes]) -> None:
-        if suffix == ".parquet":
-            write_parquet(batches, target, file, text, group_bytes)
-            return
-        (write_csv if suffix == ".csv" else write_jsonl)(batches, target, file)
-        if text is not None:  # before the table: without it that would be a stranger's if we are killed in between
-            replace_file(_sidecar(path), lambda sidecar: sidecar.write(text.encode()))
-
+    form = FORMATS[path.suffix.lower()]
     with writing(path):
-        replace_file(path, write)
+        replace_file(path, lambda file: form.write(batches, target, file, metadata, group_bytes))
 
 
 def read_table(path: Path) -> tuple[pa.Table, dict[str, Any] | None]:
@@ -175,29 +154,24 @@ def read_table(path: Path) -> tuple[pa.Table, dict[str, Any] | None]:
 
 def read_batches(path: Path, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
     """Read a table of ours bit by bit, or only some of its columns."""
-    suffix = path.suffix.lower()
-    read = {".parquet": _read_parquet, ".csv": read_csv}.get(suffix, read_jsonl)
     target = read_schema(path)
-    with reading(path):
-        yield from read(path, target if columns is None else pa.schema([target.field(name) for name in columns]))
+    names = target.names if columns is None else list(columns)
+    wanted = pa.schema([target.field(name) for name in names])
+    # Buffered, or a column of a row group is brought into memory as a whole.
+    with reading(path), pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:
+        for batch in file.iter_batches(BATCH_ROWS, columns=names, use_threads=False):
+            yield pa.Table.from_arrays([batch[name] for name in names], schema=wanted)
 
 
 def read_metadata(path: Path) -> dict[str, Any] | None:
     """Return the metadata of a table of ours, None where it carries none."""
     with reading(path):
-        if path.suffix.lower() == ".parquet":
-            text = (pq.read_schema(path).metadata or {}).get(METADATA_KEY)
-        else:
-            text = _sidecar(path).read_bytes() if _sidecar(path).exists() else None
+        text = (pq.read_schema(path).metadata or {}).get(METADATA_KEY)
         return None if text is None else dict(json.loads(text))
 
 
 def read_schema(path: Path) -> pa.Schema:
     """Return the columns of a table of ours."""
-    if path.suffix.lower() != ".parquet":
-        metadata = read_metadata(path) or {}
-        with reading(path):
-            return schema(metadata.get("embedding_dim"))
     with reading(path):
         found = pq.read_schema(path)
         for name in schema(None).names:
@@ -205,13 +179,26 @@ def read_schema(path: Path) -> pa.Schema:
         return schema(found.field("embedding").type.list_size if "embedding" in found.names else None)
 
 
+def _clean(name: str, value: Any) -> Any:
+    """Return a time in whole microseconds, never before the start: what is beyond that is rounding, and no time."""
+    return max(0.0, round(value, 6)) + 0.0 if value is not None and name in TIMES else value
+
+
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Turn what reading a file that is no table of ours raises into an OutputError."""
+    """Turn what reading raises into an OutputError: the machine's failure, or a file that is no table of ours."""
     try:
         yield
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, pa.ArrowException) as error:
-        raise OutputError(f"output {path}: exists and is not a table of sqt-fast ({error}); use --overwrite") from error
+    except OSError as error:
+        if error.errno is None:  # Arrow's word for a Parquet file that is damaged
+            raise _no_table(path, error) from error
+        raise OutputError(f"output {path}: cannot be read ({os.strerror(error.errno).lower()})") from error
+    except (ValueError, KeyError, TypeError, AttributeError, pa.ArrowException) as error:
+        raise _no_table(path, error) from error
+
+
+def _no_table(path: Path, error: Exception) -> OutputError:
+    return OutputError(f"output {path}: exists and is not a table of sqt-fast ({error}); use --overwrite")
 
 
 @contextmanager
@@ -221,10 +208,6 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise OutputError(f"output {path}: cannot be written ({error.strerror or error})") from error
-
-
-def _sidecar(path: Path) -> Path:
-    return path.with_name(path.name + ".meta.json")
 
 
 def _regroup(batches: Iterable[pa.Table], size_bytes: int) -> Iterator[pa.Table]:
@@ -245,21 +228,30 @@ def write_parquet(
     batches: Iterable[pa.Table],
     target: pa.Schema,
     file: IO[bytes],
-    text: str | None = None,
+    metadata: dict[str, Any] | None = None,
     group_bytes: int = GROUP_BYTES,
 ) -> None:
     """Write tables of schema ``target`` to an open file, in row groups of about ``group_bytes``."""
     # A dictionary of embeddings saves nothing, and they would be read 6 times as slowly.
     repeating = [f"{f.name}.list.element" if pa.types.is_list(f.type) else f.name for f in target]
-    if text is not None:
-        target = target.with_metadata({METADATA_KEY: text.encode()})
+    if metadata is not None:
+        target = target.with_metadata({METADATA_KEY: json.dumps(metadata, indent=1).encode()})
     with pq.ParquetWriter(file, target, compression="zstd", use_dictionary=repeating) as writer:
         for group in _regroup(batches, group_bytes):
             writer.write_table(group)
 
 
-def _read_parquet(path: Path, target: pa.Schema) -> Iterator[pa.Table]:
-    # Buffered, or a column of a row group is brought into memory as a whole.
-    with pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:
-        for batch in file.iter_batches(BATCH_ROWS, columns=target.names, use_threads=False):
-            yield pa.Table.from_arrays([batch[name] for name in target.names], schema=target)
+@dataclass(frozen=True)
+class Format:
+    """A format of the table. write: see ``write_parquet``; can_grow: whether a later run can add to such a table."""
+
+    write: Callable[[Iterable[pa.Table], pa.Schema, IO[bytes], dict[str, Any] | None, int], None]
+    can_grow: bool = False
+
+
+# By suffix. config.OUTPUT_SUFFIXES names them without Arrow; a test holds the two together.
+FORMATS = {
+    ".parquet": Format(write_parquet, can_grow=True),
+    ".csv": Format(write_csv),
+    ".jsonl": Format(write_jsonl),
+}

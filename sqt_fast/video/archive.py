@@ -15,6 +15,8 @@ VIDEO_SUFFIXES = frozenset(
     """.3g2 .3gp .asf .avi .divx .dv .f4v .flv .h264 .h265 .hevc .ivf .m2ts .m2v .m4v .mj2 .mjpeg .mjpg .mkv .mov .mp4
     .mpe .mpeg .mpg .mts .mxf .nut .obu .ogm .ogv .qt .rm .rmvb .ts .vob .webm .wmv .y4m""".split()  # noqa: SIM905
 )
+# Moving pictures for pages and chats: labelled when they are named, but no archive of videos is searched for them.
+NAMED_SUFFIXES = frozenset({".apng", ".avif", ".gif", ".webp"})
 LIST_SUFFIXES = (".txt", ".csv", ".parquet")
 
 
@@ -42,73 +44,102 @@ class VideoFile:
         return self.name, self.size_bytes, self.mtime_ns
 
 
-def find_videos(inputs: Sequence[str], *, path_col: str = "path", stdin: Iterable[str] = ()) -> list[VideoFile]:
+def find_videos(
+    inputs: Sequence[str],
+    *,
+    path_col: str = "path",
+    stdin: Iterable[str] = (),
+    null: bool = False,
+    left_out: list[str] | None = None,
+) -> list[VideoFile]:
     """Return the videos that ``inputs`` name, each once, sorted by path.
 
     Folders are searched recursively for the usual video suffixes; files named one by one, in lists or on stdin are
-    taken whatever their name. Raises ConfigError for an input that does not exist, a list that cannot be read, and
-    when there is no video at all.
+    taken whatever their name. A folder that cannot be read is returned as a file with a ``problem``. null: names in
+    .txt lists end in NUL bytes, not in lines. left_out: is given the files of folders that no suffix calls videos.
+    Raises ConfigError for an input that does not exist, a list that cannot be read, and when there is no video at all.
     """
     found: dict[str, str] = {}
+    search = _Search(path_col, stdin, null, [] if left_out is None else left_out)
     for text in inputs:
-        for path in _expand(text, path_col, stdin):
+        for path in search.expand(text):
             found.setdefault(os.path.abspath(path), path)  # noqa: PTH100 - resolve() would follow links
     if not found:
         raise ConfigError(f"input {' '.join(inputs)}: no video files found there")
     return sorted((_look(path) for path in found.values()), key=lambda video: video.name)
 
 
-def _expand(text: str, path_col: str, stdin: Iterable[str]) -> Iterator[str]:
-    if text == "-":
-        yield from _listed(stdin, Path())
-        return
-    if not os.path.lexists(text):
-        if not glob.has_magic(text):
-            raise ConfigError(f"input {text}: no such file or folder")
-        yield from _glob(text)
-        return
-    path = Path(text)
-    if path.is_dir():
-        yield from _walk(path)
-    elif path.suffix.lower() in LIST_SUFFIXES and path.is_file():
-        yield from _read_list(path, path_col)
-    else:
-        yield text
+@dataclass
+class _Search:
+    """How inputs are read. See ``find_videos``."""
 
+    path_col: str
+    stdin: Iterable[str]
+    null: bool
+    left_out: list[str]
 
-def _walk(root: Path) -> Iterator[str]:
-    """Yield the video files below ``root``, following links to folders but never round in a circle."""
-    seen: set[tuple[int, int]] = set()
-    for folder, folders, files in os.walk(root, followlinks=True):
-        info = Path(folder).stat()
-        if (info.st_dev, info.st_ino) in seen:
-            folders.clear()
-            continue
-        seen.add((info.st_dev, info.st_ino))
-        folders.sort()
-        for name in sorted(files):
-            if Path(name).suffix.lower() in VIDEO_SUFFIXES:
-                yield str(Path(folder) / name)
+    def expand(self, text: str) -> Iterator[str]:
+        """Yield the files that one input names."""
+        if text == "-":
+            yield from _listed(self.stdin, Path())
+            return
+        if not os.path.lexists(text):
+            if not glob.has_magic(text):
+                raise ConfigError(f"input {text}: no such file or folder")
+            yield from self._glob(text)
+            return
+        path = Path(text)
+        if path.is_dir():
+            yield from self._walk(path)
+        elif path.suffix.lower() in LIST_SUFFIXES and path.is_file():
+            yield from self._read_list(path)
+        else:
+            yield text
 
+    def _walk(self, root: Path) -> Iterator[str]:
+        """Yield the video files below ``root``, following links to folders but never round in a circle."""
+        seen: set[tuple[int, int]] = set()
+        unreadable: list[str] = []
+        for folder, folders, files in os.walk(
+            root, followlinks=True, onerror=lambda error: unreadable.append(error.filename)
+        ):
+            info = Path(folder).stat()
+            if (info.st_dev, info.st_ino) in seen:
+                folders.clear()
+                continue
+            seen.add((info.st_dev, info.st_ino))
+            folders.sort()
+            for name in sorted(files):
+                path = str(Path(folder) / name)
+                if Path(name).suffix.lower() in VIDEO_SUFFIXES:
+                    yield path
+                else:
+                    self.left_out.append(path)
+        yield from unreadable
 
-def _glob(pattern: str) -> Iterator[str]:
-    matches = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 - the pattern may be absolute
-    if not matches:
-        raise ConfigError(f"input {pattern}: nothing matches this pattern")
-    for match in matches:
-        if Path(match).is_dir():
-            yield from _walk(Path(match))
-        elif Path(match).suffix.lower() in VIDEO_SUFFIXES:
-            yield match
+    def _glob(self, pattern: str) -> Iterator[str]:
+        matches = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 - the pattern may be absolute
+        if not matches:
+            raise ConfigError(f"input {pattern}: nothing matches this pattern")
+        for match in matches:
+            if Path(match).is_dir():
+                yield from self._walk(Path(match))
+            elif Path(match).suffix.lower() in VIDEO_SUFFIXES | NAMED_SUFFIXES:
+                yield match
+            else:
+                self.left_out.append(match)
 
-
-def _read_list(path: Path, path_col: str) -> Iterator[str]:
-    if path.suffix.lower() == ".parquet":
-        return _listed(_parquet_column(path, path_col), path.parent)
-    text = path.read_bytes().decode("utf-8-sig", "surrogateescape")
-    if path.suffix.lower() == ".csv":
-        return _listed(_csv_column(path, text, path_col), path.parent)
-    return _listed(text.split("\n"), path.parent)  # splitlines() would also cut names that hold U+2028 and its kind
+    def _read_list(self, path: Path) -> Iterator[str]:
+        try:
+            if path.suffix.lower() == ".parquet":
+                return _listed(_parquet_column(path, self.path_col), path.parent)
+            text = path.read_bytes().decode("utf-8-sig", "surrogateescape")
+        except OSError as error:
+            raise ConfigError(f"list {path}: cannot be read ({(error.strerror or str(error)).lower()})") from error
+        if path.suffix.lower() == ".csv":
+            return _listed(_csv_column(path, text, self.path_col), path.parent)
+        # splitlines() would also cut names that hold U+2028 and its kind
+        return _listed(text.split("\0" if self.null else "\n"), path.parent)
 
 
 def _csv_column(path: Path, text: str, path_col: str) -> list[str]:
@@ -123,9 +154,17 @@ def _csv_column(path: Path, text: str, path_col: str) -> list[str]:
 
 
 def _parquet_column(path: Path, path_col: str) -> list[str]:
-    from sqt_fast.table.schema import read_column  # Arrow is imported only when a list is in its format
+    import pyarrow as pa  # imported only when a list is in its format
+    import pyarrow.parquet as pq
 
-    return [str(value) for value in read_column(path, path_col) if value is not None]
+    try:
+        file = pq.ParquetFile(path)
+        if path_col not in file.schema_arrow.names:
+            names = ", ".join(file.schema_arrow.names)
+            raise ConfigError(f"list {path}: no column {path_col!r}; it has {names}; name one with --path-col")
+        return [str(value) for value in file.read([path_col]).column(path_col).to_pylist() if value is not None]
+    except pa.ArrowException as error:
+        raise ConfigError(f"list {path}: not a Parquet file that can be read ({error})") from error
 
 
 def _listed(lines: Iterable[str], folder: Path) -> Iterator[str]:
@@ -161,6 +200,17 @@ def _look(path: str) -> VideoFile:
         return VideoFile(path, None, None, (error.strerror or "cannot be looked at").lower())
     except ValueError as error:  # a NUL in the name, as from find -print0
         return VideoFile(path, None, None, str(error))
+    if stat.S_ISDIR(info.st_mode):
+        return VideoFile(path, None, None, _why_not_searched(path))
     if not stat.S_ISREG(info.st_mode):
         return VideoFile(path, None, None, "not a regular file")
     return VideoFile(path, info.st_size, info.st_mtime_ns)
+
+
+def _why_not_searched(folder: str) -> str:
+    """Say why a folder stands among the videos: it was named in a list, or what it holds cannot be seen."""
+    try:
+        with os.scandir(folder):
+            return "not a regular file"
+    except OSError as error:
+        return f"a folder that cannot be read: {(error.strerror or str(error)).lower()}"

@@ -28,13 +28,13 @@ from sqt_fast.engine.memory import Resources
 from sqt_fast.engine.results import Summary, VideoResult
 from sqt_fast.engine.supervisor import Supervisor
 from sqt_fast.engine.worker import Worker
-from sqt_fast.errors import BackendError, CheckpointError, ConfigError, InterruptedRunError, OutputError, SqtError
-from sqt_fast.index import Labeller, Launch, index
+from sqt_fast.errors import BackendError, ConfigError, InterruptedRunError, OutputError, SqtError
 from sqt_fast.network.choose import Choice
+from sqt_fast.run import Labeller, Launch, run
 from sqt_fast.table.parts import Parts
-from sqt_fast.table.schema import read_table
 from sqt_fast.video.archive import VideoFile
 from tests.poison import Poison, Slow, descendants, is_alive, wait_until
+from tests.tables import read_table
 from tests.watching import Remembering
 
 SUFFIXES = pytest.mark.parametrize("suffix", [".parquet", ".csv", ".jsonl"])
@@ -47,7 +47,7 @@ RESOURCES = Resources(1, 1 << 30, cores=2)
 @pytest.fixture(autouse=True)
 def _no_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
     """These runs choose nothing by the number of clips; looking at the videos first would take as long again."""
-    monkeypatch.setattr("sqt_fast.index.estimate_clips", lambda videos, recipe: len(videos))
+    monkeypatch.setattr("sqt_fast.run.estimate_clips", lambda videos, recipe: len(videos))
 
 
 def in_process(config: IndexConfig, report: Report) -> Labeller:
@@ -78,7 +78,7 @@ class Lab:
             "batch_size": 4,
         }
         self.watcher = Remembering()
-        return index(IndexConfig(**{**defaults, **options}), self.watcher, launch=launch)
+        return run(IndexConfig(**{**defaults, **options}), self.watcher, launch=launch)
 
     def rows(self) -> Rows:
         rows: Rows = read_table(self.output)[0].to_pylist()
@@ -120,7 +120,7 @@ def kill_after(monkeypatch: pytest.MonkeyPatch, videos: int, error: type[BaseExc
         return take(self, job, sheet)
 
     monkeypatch.setattr(Labelling, "_result", result)
-    monkeypatch.setattr("sqt_fast.index.MAX_FLUSH_S", -1.0)
+    monkeypatch.setattr("sqt_fast.run.MAX_FLUSH_S", -1.0)
 
 
 # -- one run ----------------------------------------------------------------------------------------------------------
@@ -156,7 +156,7 @@ def test_an_archive(archive: Path, tmp_path: Path, tiny_weights: tuple[str, str]
     assert summary.counters.clips == sum(r["status"] == "ok" for r in rows)
     assert summary.wall_s > summary.start_s > 0
     assert not lab.parts.exists()
-    assert {p.name for p in lab.output.parent.iterdir()} <= {lab.output.name, f"{lab.output.name}.meta.json"}
+    assert [p.name for p in lab.output.parent.iterdir()] == [lab.output.name]
 
 
 def test_formats_hold_the_same(lab: Lab, tmp_path: Path) -> None:
@@ -179,7 +179,14 @@ def test_metadata(lab: Lab) -> None:
     assert metadata["choice"]["backend"] == metadata["settings"]["backend"] == "eager"
     assert metadata["choice"]["batch_size"] == 4
     assert metadata["labels_mean_nothing"] is False
-    assert set(metadata["versions"]) == {"torch", "nvidia-dali-cuda130", "av", "numpy", "pyarrow"}
+    assert set(metadata["versions"]) == {
+        "torch",
+        "nvidia-dali-cuda130",
+        "av",
+        "numpy",
+        "opencv-python-headless",
+        "pyarrow",
+    }
     assert metadata["sqt_fast"]
 
 
@@ -233,9 +240,7 @@ def test_auto_says_why_and_keeps_to_it(lab: Lab, monkeypatch: pytest.MonkeyPatch
 # -- again ------------------------------------------------------------------------------------------------------------
 
 
-@SUFFIXES
-def test_again_when_complete_decodes_nothing(lab: Lab, suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    lab.output = lab.output.with_suffix(suffix)
+def test_again_when_complete_decodes_nothing(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     lab.run(embeddings=True)
     before, written = lab.rows(), lab.output.stat()
     monkeypatch.setattr(
@@ -250,9 +255,7 @@ def test_again_when_complete_decodes_nothing(lab: Lab, suffix: str, monkeypatch:
     assert not lab.parts.exists()
 
 
-@SUFFIXES
-def test_new_and_changed_files_are_taken_in(lab: Lab, suffix: str) -> None:
-    lab.output = lab.output.with_suffix(suffix)
+def test_new_and_changed_files_are_taken_in(lab: Lab) -> None:
     lab.run(embeddings=True)
     before = lab.rows()
     shutil.copy2(lab.folder / "b.mkv", lab.folder / "new.mkv")
@@ -278,11 +281,45 @@ def test_vanished_files_are_reported_and_keep_their_rows(lab: Lab) -> None:
     (lab.folder / "e.mp4").unlink()
     summary = lab.run()
     assert summary.vanished == 2
-    assert any("2 videos of the table are gone" in note for note in lab.watcher.notes)
+    gone = f"gone from disk: {lab.folder}/a.mp4, {lab.folder}/e.mp4; their rows stay (--prune removes them)"
+    assert gone in lab.watcher.notes
     assert lab.rows() == before
     shutil.copy2(lab.folder / "b.mkv", lab.folder / "new.mkv")
     assert lab.run().vanished == 2
     assert {Path(r["path"]).name for r in lab.rows()} == {"a.mp4", "b.mkv", "c.avi", "e.mp4", "new.mkv"}
+
+
+def test_pruning_removes_the_rows_of_vanished_files_and_no_others(lab: Lab) -> None:
+    lab.run()
+    before = lab.rows()
+    (lab.folder / "a.mp4").unlink()
+    summary = lab.run(prune=True)
+    assert (summary.labelled, summary.vanished, summary.pruned) == (0, 1, 1)
+    assert lab.rows() == [row for row in before if not row["path"].endswith("a.mp4")]
+    (lab.folder / "c.avi").unlink()
+    shutil.copy2(lab.folder / "b.mkv", lab.folder / "new.mkv")
+    lab.run(prune=True)
+    assert {Path(r["path"]).name for r in lab.rows()} == {"b.mkv", "e.mp4", "new.mkv"}
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+def test_what_cannot_grow_is_not_touched(lab: Lab, suffix: str) -> None:
+    lab.output = lab.output.with_suffix(suffix)
+    lab.run()
+    before = lab.output.read_bytes()
+    with pytest.raises(OutputError, match=rf"is there, and {suffix} cannot be added to; use --overwrite, or --out"):
+        lab.run()
+    assert lab.output.read_bytes() == before
+    assert not lab.parts.exists()
+    lab.run(overwrite=True)
+    assert lab.output.read_bytes() == before
+
+
+def test_other_files_are_counted(lab: Lab) -> None:
+    for name in ("notes.txt", "poster.jpg", "clip.gif"):
+        (lab.folder / name).touch()
+    assert lab.run().other_files == 3
+    assert not any(row["path"].endswith((".txt", ".jpg", ".gif")) for row in lab.rows())
 
 
 def test_videos_of_a_list_that_vanish_keep_their_rows(lab: Lab) -> None:
@@ -315,7 +352,11 @@ def test_retry_failed(lab: Lab) -> None:
     lab.run()
     lab.run()
     assert lab.seen() == []
-    lab.run(retry_failed=True)
+
+    def no_network(config: IndexConfig, report: Report) -> Labeller:
+        pytest.fail("a network was started for a file that cannot be opened")
+
+    lab.run(no_network, retry_failed=True)
     assert lab.seen() == ["e.mp4"]
     assert lab.rows()[-1]["status"] == "empty_file"
     shutil.copy(lab.folder / "b.mkv", lab.folder / "e.mp4")
@@ -332,7 +373,7 @@ def test_a_retry_that_was_interrupted_is_not_retried(lab: Lab, monkeypatch: pyte
     shutil.copy(lab.folder / "b.mkv", lab.folder / "e.mp4")
     with monkeypatch.context() as patch:
         kill_after(patch, 1)
-        patch.setattr("sqt_fast.index.merge", lambda *args: (_ for _ in ()).throw(KilledError))
+        patch.setattr("sqt_fast.run.merge", lambda *args, **options: (_ for _ in ()).throw(KilledError))
         with pytest.raises(KilledError):
             lab.run(retry_failed=True)
     assert lab.seen() == ["e.mp4"]
@@ -351,15 +392,13 @@ def test_a_repaired_file_is_taken_in_without_being_asked(lab: Lab) -> None:
 # -- other settings, other tables -------------------------------------------------------------------------------------
 
 
-@SUFFIXES
-def test_other_settings_are_refused_by_name(lab: Lab, suffix: str) -> None:
-    lab.output = lab.output.with_suffix(suffix)
+def test_other_settings_are_refused_by_name(lab: Lab) -> None:
     lab.run()
     before = lab.output.read_bytes()
-    with pytest.raises(OutputError, match=r"top_k 5 \(now 3\), embeddings False \(now True\); .*--overwrite") as caught:
+    with pytest.raises(ConfigError, match=r"--top-k 5, now 3; --embeddings False, now True; .*--overwrite") as caught:
         lab.run(top_k=3, embeddings=True)
     assert "stride" not in str(caught.value)
-    assert caught.value.exit_code == 1
+    assert caught.value.exit_code == 2
     assert lab.output.read_bytes() == before
     assert not lab.parts.exists()
     lab.run(top_k=3, embeddings=True, overwrite=True)
@@ -371,7 +410,7 @@ def test_other_weights_and_labels_are_other_settings(lab: Lab, tmp_path: Path) -
     lab.run()
     names = Path(lab.weights[1]).read_text(encoding="utf-8").split("\n")
     (tmp_path / "other.txt").write_text("\n".join(reversed(names)), encoding="utf-8")
-    with pytest.raises(OutputError, match="labels_sha256"):
+    with pytest.raises(ConfigError, match=r"--labels .*, now "):
         lab.run(labels=str(tmp_path / "other.txt"))
     (tmp_path / "moved.txt").write_text("\n".join(names), encoding="utf-8")
     shutil.copy(lab.weights[0], tmp_path / "moved.safetensors")
@@ -383,7 +422,7 @@ def test_an_unfinished_run_of_other_settings_is_refused(lab: Lab, monkeypatch: p
         kill_after(patch, 2)
         with pytest.raises(KilledError):
             lab.run()
-    with pytest.raises(OutputError, match=r"an unfinished run, was made with other settings: top_k 5 \(now 2\)"):
+    with pytest.raises(ConfigError, match=r"an unfinished run, was made with other settings: --top-k 5, now 2"):
         lab.run(top_k=2)
     assert lab.run().already_done == 2
     assert {len(r["topk_ids"]) for r in lab.rows() if r["status"] == "ok"} == {5}
@@ -439,9 +478,8 @@ def test_parquet_of_others_is_not_touched(lab: Lab) -> None:
 
 
 def test_metadata_without_settings_is_a_strangers(lab: Lab) -> None:
-    lab.output = lab.output.with_suffix(".csv")
     lab.run()
-    lab.output.with_name("labels.csv.meta.json").write_text("{}")
+    pq.write_table(pq.read_table(lab.output).replace_schema_metadata({b"sqt_fast": b"{}"}), lab.output)
     with pytest.raises(OutputError, match="not written by sqt-fast"):
         lab.run()
 
@@ -450,7 +488,7 @@ def test_metadata_without_settings_is_a_strangers(lab: Lab) -> None:
     ("options", "error", "message"),
     [
         ({"inputs": ("nowhere",)}, ConfigError, "no such file or folder"),
-        ({"weights": "nowhere.pth"}, CheckpointError, "no such file"),
+        ({"weights": "nowhere.pth"}, ConfigError, "no such file"),
         ({"labels": "kinetics400"}, ConfigError, "400 names for the 7 classes"),
         ({"device": "cuda:77"}, ConfigError, "CUDA devices"),
         ({"device": "banana"}, ConfigError, "no such device"),
@@ -492,14 +530,14 @@ def test_names_that_are_not_utf8(lab: Lab) -> None:
     good, bad = os.fsdecode(b"caf\xe9.mkv"), os.fsdecode(b"\xff.mp4")
     shutil.copy2(lab.folder / "b.mkv", lab.folder / good)
     (lab.folder / bad).write_bytes(b"\0" * 4096)
-    for suffix in (".parquet", ".csv", ".jsonl"):
+    for suffix in (".csv", ".jsonl", ".parquet"):
         lab.output = lab.output.with_suffix(suffix)
         lab.run()
         status = {Path(r["path"]).name: r["status"] for r in lab.rows()}
         assert status[r"caf\xe9.mkv"] == "ok"
         assert status[r"\xff.mp4"] != "ok"
-        lab.run()
-        assert lab.seen() == []
+    lab.run()
+    assert lab.seen() == []
 
 
 # -- interrupted ------------------------------------------------------------------------------------------------------
@@ -529,11 +567,9 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(
     assert repr(lab.rows()) == repr(whole)
 
 
-@SUFFIXES
 @pytest.mark.parametrize("moment", ["before the table", "after the table", "while the parts go", "with the sidecar"])
-def test_killed_at_the_very_end(lab: Lab, suffix: str, moment: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_killed_at_the_very_end(lab: Lab, moment: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Twice: for a new table and for one that takes in a changed file."""
-    lab.output = lab.output.with_suffix(suffix)
     lab.run()
     whole = lab.rows()
     for path in lab.output.parent.glob(f"{lab.output.name}*"):
@@ -555,7 +591,7 @@ def test_killed_at_the_very_end(lab: Lab, suffix: str, moment: str, monkeypatch:
         return replace(self, target)
 
     patches: dict[str, tuple[Any, str, Callable[..., Any]]] = {
-        "before the table": (sys.modules["sqt_fast.index"], "merge", killed),
+        "before the table": (sys.modules["sqt_fast.run"], "merge", killed),
         "with the sidecar": (Path, "replace", renamed_but_the_table),
         "after the table": (Parts, "remove", killed),
         "while the parts go": (sys.modules["sqt_fast.table.parts"].shutil, "rmtree", some_parts_gone),
@@ -688,10 +724,14 @@ def test_signals_stop_it(many: Path, tmp_path: Path, tiny_weights: tuple[str, st
         assert f"stopped: {len(done)} of 61" in said
 
 
+def is_locked(path: Path) -> bool:
+    return path.exists() and f":{path.stat().st_ino} " in Path("/proc/locks").read_text()
+
+
 def test_a_signal_at_the_start_stops_too(many: Path, tmp_path: Path, tiny_weights: tuple[str, str]) -> None:
     lab = Lab(many, tmp_path / "early.parquet", tiny_weights)
     with start(lab) as process:
-        assert wait_for(process, lab.parts.exists)
+        assert wait_for(process, lambda: is_locked(lab.parts / "lock"))
         with pytest.raises(OutputError, match="another run is writing it"):
             lab.run()
         below = descendants(process.pid)
