@@ -5,13 +5,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from sqt_fast.video.sampling import (
     ClipPlan,
     Float64,
+    end_of,
     frames_at_rate,
+    gaps,
     official,
     plan_clips,
     stride_starts,
@@ -270,3 +273,71 @@ def test_any_plan_at_any_rate_is_sound(
         assert (plan.spans[1:, 0] <= plan.spans[:-1, 1]).all()
     if num_clips is not None:
         assert len(plan) == num_clips
+
+
+# -- gaps, and times that are none ------------------------------------------------------------------------------------
+
+
+def test_no_window_spans_a_gap() -> None:
+    times_s = np.concatenate([np.arange(100) / 25, 3600 + np.arange(70) / 25])
+    plan = plan_clips(times_s, 3602.8)
+    assert plan.spans.tolist() == [[0, 64], [36, 100], [100, 164], [106, 170]]
+    assert end_of(times_s, 3602.8, 99) == pytest.approx(4.0)
+    assert end_of(times_s, 3602.8, 98) == 3.96
+    assert end_of(times_s, 3602.8, 169) == 3602.8
+
+
+def test_pictures_between_gaps_wrap_round_as_short_videos_do() -> None:
+    times_s = np.concatenate([np.arange(70) / 25, [60.0], 100 + np.arange(10) / 25])
+    plan = plan_clips(times_s, 100.4)
+    assert plan.spans.tolist() == [[0, 64], [6, 70], [70, 71], [71, 81]]
+    assert set(plan.frames[2].tolist()) == {70}
+    assert set(plan.frames[3].tolist()) <= set(range(71, 81))
+
+
+def test_slow_and_uneven_videos_have_no_gaps() -> None:
+    assert gaps(np.linspace(0.0, 270.0, 10)).tolist() == []  # a frame every half minute
+    assert gaps(np.array([0.0, 0.9, 1.0, 1.8])).tolist() == []
+    assert gaps(np.array([5.0])).tolist() == []
+
+
+def test_the_official_protocol_knows_no_gaps() -> None:
+    """It spreads its clips over the frames, as mmaction2 does."""
+    times_s = np.concatenate([np.arange(100) / 25, 3600 + np.arange(100) / 25])
+    plan = plan_clips(times_s, 3604.0, num_clips=10)
+    assert plan.frames.tolist() == official(200, 10).tolist()
+
+
+CLAIMS = st.lists(st.floats(0, 1e12), min_size=1, max_size=30, unique=True).map(lambda values: np.array(sorted(values)))
+
+
+@given(
+    times_s=CLAIMS,
+    stride_s=st.sampled_from([None, 0.001, 0.5, 1e9]),
+    target_fps=st.sampled_from([None, 30.0, 1000.0]),
+)
+def test_plans_are_bounded_by_the_frames_that_exist(
+    times_s: NDArray[np.float64], stride_s: float | None, target_fps: float | None
+) -> None:
+    """A file of a few KB may claim any time."""
+    plan = plan_clips(times_s, float(times_s[-1]) + 1.0, stride_s=stride_s, target_fps=target_fps)
+    assert 0 < len(plan) <= len(times_s) * (64 if target_fps else 1) * (1 if stride_s is None or not target_fps else 64)
+    assert plan.frames.min() >= 0
+    assert plan.frames.max() < len(times_s)
+
+
+@given(
+    intervals=st.lists(st.floats(0.001, 0.9), min_size=1, max_size=300),
+    stride_s=st.floats(0.02, 5.0),
+)
+def test_strides_are_those_of_the_clock(intervals: list[float], stride_s: float) -> None:
+    """Every moment of the stride finds the frame that is on screen then, as one search a moment does."""
+    times_s = np.concatenate([[0.0], np.cumsum(intervals)])
+    end_s = float(times_s[-1]) + 0.04
+    moments = np.arange(max(1, int(np.ceil(end_s / stride_s)))) * stride_s
+    assume(np.abs(moments[1:, None] - np.append(times_s, end_s)).min(initial=1.0) > 1e-6)  # rounding cannot decide
+    shown = np.unique(np.searchsorted(times_s, moments + 1e-9, side="right") - 1)
+    last = max(len(times_s) - 64, 0)
+    if len(shown) > 1 and np.median(np.diff(shown)) >= 4:
+        shown, last = 4 * ((shown + 2) // 4), last - last % 4
+    assert stride_starts(times_s, end_s, stride_s).tolist() == np.unique(np.minimum(shown, last)).tolist()

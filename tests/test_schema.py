@@ -26,7 +26,7 @@ DIM = 3
 
 # Every column of the table, in order, as users' programs know them.
 COLUMNS = """path status error_message clip_index start_s end_s start_frame end_frame label label_id score topk_labels
-topk_ids topk_scores duration_s fps num_frames width height codec is_vfr rotation decoder
+topk_ids topk_scores duration_s fps num_frames width height codec is_vfr rotation clock_jumped decoder
 size_bytes mtime_ns""".split()  # noqa: SIM905
 
 FULL = Row(
@@ -52,6 +52,7 @@ FULL = Row(
     codec="NA",
     is_vfr=True,
     rotation=-90,
+    clock_jumped=False,
     decoder="nan",
     size_bytes=2**62 + 1,
     mtime_ns=1700000000123456789,

@@ -95,7 +95,7 @@ def stream_facts(facts: Probe) -> StreamFacts:
         profile=facts.profile,
         pix_fmt=facts.pix_fmt,
         is_interlaced=facts.is_interlaced,
-        is_timed=facts.num_frames == facts.packets.are(SHOWN).sum() and facts.pts is not None,
+        is_timed=_is_timed(facts),
         has_random_access=bool(facts.packets.are(RANDOM_ACCESS).any()),
         size_changes=facts.size_changes,
         has_hidden_frames=facts.has_hidden,
@@ -103,3 +103,9 @@ def stream_facts(facts: Probe) -> StreamFacts:
         height=facts.source.height,
         reorder_depth=facts.reorder_depth,
     )
+
+
+def _is_timed(facts: Probe) -> bool:
+    """Whether every packet's own time, as the file has it, is that of one picture."""
+    pairs = facts.num_frames == facts.packets.are(SHOWN).sum()
+    return bool(pairs) and facts.pts is not None and not facts.clock_jumped

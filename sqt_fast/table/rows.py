@@ -10,7 +10,7 @@ from sqt_fast.table.schema import Row
 from sqt_fast.video.archive import VideoFile
 from sqt_fast.video.cpu_decoder import DecodeReport
 from sqt_fast.video.probe import Probe
-from sqt_fast.video.sampling import ClipPlan
+from sqt_fast.video.sampling import ClipPlan, end_of
 
 Float32 = NDArray[np.float32]
 
@@ -74,6 +74,7 @@ def _base(video: VideoFile, probe: Probe | None, decoder: str | None) -> Row:
         codec=probe.codec,
         is_vfr=probe.is_vfr,
         rotation=probe.source.orientation.rotation,
+        clock_jumped=probe.clock_jumped,
     )
 
 
@@ -114,8 +115,8 @@ def _with_label(base: Row, scores: Float32, embedding: Float32 | None, style: Ro
 
 
 def _frame_time(probe: Probe, frame: int) -> float:
-    """When frame number ``frame`` is shown; one past the last is the end of the video."""
-    return float(probe.times_s[frame] if frame < probe.num_frames else probe.end_s)
+    """When what comes before frame number ``frame`` ends."""
+    return end_of(probe.times_s, probe.end_s, frame - 1)
 
 
 def _damage(base: Row, probe: Probe, report: DecodeReport, *, complete: bool) -> Row | None:
@@ -140,7 +141,7 @@ def _damage(base: Row, probe: Probe, report: DecodeReport, *, complete: bool) ->
         spans.append((float(probe.end_s), end_s))
     elif probe.broken:
         stories.append(probe.broken)
-        spans.append((float(probe.end_s), float(probe.end_s)))
+        spans.append((float(probe.end_s), max(float(probe.end_s), probe.promised_end_s or 0.0)))
     if not stories:
         return None
     start_s, end_s = min(start for start, _ in spans), max(end for _, end in spans)

@@ -62,6 +62,7 @@ _COLUMNS: list[tuple[str, pa.DataType, str]] = [
     ("codec", pa.string(), "FFmpeg's name of the codec"),
     ("is_vfr", pa.bool_(), "whether the frame rate varies"),
     ("rotation", pa.int32(), "display rotation as ffprobe prints it (-90: shown turned 90 degrees clockwise)"),
+    ("clock_jumped", pa.bool_(), "whether the file's clock jumps back: times go on as a player's do, nothing is lost"),
     ("decoder", pa.string(), "what decoded it"),
     ("size_bytes", pa.int64(), "size of the file"),
     ("mtime_ns", pa.int64(), "modification time, nanoseconds since 1970"),
@@ -94,6 +95,7 @@ class Row:
     codec: str | None = None
     is_vfr: bool | None = None
     rotation: int | None = None
+    clock_jumped: bool | None = None
     decoder: str | None = None
     size_bytes: int | None = None
     mtime_ns: int | None = None

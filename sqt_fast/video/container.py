@@ -1,9 +1,11 @@
 """Open a file as a video, or say in words what it is instead."""
 
 import codecs
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 
 import av
 import av.error
@@ -19,7 +21,13 @@ MAX_ASPECT = 64
 ATTACHED_PICTURE = 0x400
 # Files that only name others, which may be anywhere: opened, they would be followed.
 PLAYLISTS = frozenset({"concat", "dash", "hls", "imf", "sdp"})
-FILES_ONLY = {"protocol_whitelist": "file"}
+
+
+@cache
+def _options() -> dict[str, str]:
+    """Return what keeps FFmpeg to this one file: playlists are refused before they are opened."""
+    formats = sorted(set(av.formats_available) - PLAYLISTS)
+    return {"protocol_whitelist": "file", "format_whitelist": ",".join(formats)}
 
 
 @contextmanager
@@ -30,16 +38,19 @@ def open_video(path: str) -> Iterator[tuple[InputContainer, VideoStream]]:
     """
     try:
         # FFmpeg takes what is before a colon for a protocol, unless a slash comes first.
-        container = av.open(os.path.abspath(path), metadata_errors="replace", options=FILES_ONLY)  # noqa: PTH100 - keeps links
+        container = av.open(os.path.abspath(path), metadata_errors="replace", options=_options())  # noqa: PTH100 - keeps links
     except av.error.InvalidDataError as error:
         raise VideoError("not_a_video", _why_not_a_video(path)) from error
     except OSError as error:
+        if error.errno == errno.EIO and _can_be_read(path):  # what a demuxer says of a header that makes no sense
+            raise VideoError("not_a_video", "not a video: its header makes no sense") from error
         raise VideoError("unreadable", f"cannot be read: {(error.strerror or str(error)).lower()}") from error
+    except av.error.ArgumentError as error:  # a format that is not allowed
+        reason = "not a video: a playlist that names other files, or a header that makes no sense"
+        raise VideoError("not_a_video", reason) from error
     except (av.error.FFmpegError, ValueError) as error:
         raise VideoError("not_a_video", f"not a video: {error}") from error
     with container:
-        if container.format.name in PLAYLISTS:
-            raise VideoError("not_a_video", f"not a video: a playlist ({container.format.name}) that names other files")
         stream = _pick_stream(container)
         context = stream.codec_context
         _check_size(context.width, context.height)
@@ -88,3 +99,13 @@ def _is_text(head: bytes) -> bool:
     except UnicodeDecodeError:
         return False
     return all(c.isprintable() or c.isspace() for c in text)
+
+
+def _can_be_read(path: str) -> bool:
+    try:
+        with open(path, "rb") as file:  # noqa: PTH123 - as FFmpeg would
+            while file.read(1 << 20):
+                pass
+    except OSError:
+        return False
+    return True

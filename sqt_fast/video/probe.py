@@ -7,7 +7,7 @@ presentation time, counted from the start of the file as players and ``ffmpeg -s
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import av
@@ -20,6 +20,7 @@ from av.video.stream import VideoStream
 from sqt_fast.errors import VideoError
 from sqt_fast.video.archive import VideoFile
 from sqt_fast.video.bitstream import packet_reader
+from sqt_fast.video.clock import CLOCKED_FORMATS, mend
 from sqt_fast.video.container import open_video
 from sqt_fast.video.packets import NEW_HEADERS, NO_TIME, SHOWN, PacketColumns, Packets
 from sqt_fast.video.sampling import Float64, Int64
@@ -64,7 +65,8 @@ class Probe:
     do not pair, as some are only referred to, or lead the file and lack what they refer to. reorder_depth: how many
     pictures may precede one in the file and follow it in time. times_s: (F,) float64, presentation time of each frame;
     end_s: when the last one ends. pts: (F,) int64 stream ticks by which decoded frames are recognised, None where the
-    container's times cannot be trusted and frames are counted instead. promised_end_s: when the video ends according to
+    container's times cannot be trusted and frames are counted instead. clock_jumped: the file's clock jumps back; times
+    and ticks here are mended. promised_end_s: when the video ends according to
     the container, None if it does not say. broken: why reading stopped early, None if it did not.
     """
 
@@ -88,6 +90,7 @@ class Probe:
     promised_end_s: float | None
     promised_frames: int | None
     broken: str | None
+    clock_jumped: bool = False
 
     @property
     def num_frames(self) -> int:
@@ -151,23 +154,33 @@ class _Scan:
         self.last_pts = NO_TIME
         self.last_duration = 0
         self.has_hidden = False
+        self.jumps_back = 0
         self.packets = self._read()
         self.pts = self.packets.pts[self.packets.are(SHOWN)]
 
     def _read(self) -> Packets:
         context = self.stream.codec_context
         read, columns = packet_reader(context.codec.canonical_name, context.extradata), PacketColumns()
+        corrupt: list[int] = []
         for packet in self._packets():
             self.on_packet(packet)
             kind = read(memoryview(packet))
-            columns.add(packet.pts, packet.dts, packet.size, kind, discarded=packet.is_discard)
             if packet.is_corrupt:
-                self.broken = "a packet is cut off"
+                corrupt.append(len(columns))
+            columns.add(packet.pts, packet.dts, packet.size, kind, discarded=packet.is_discard)
             self.has_hidden |= kind.shown != 1 or kind.hides
             if packet.duration and kind.shown and not packet.is_discard and (packet.pts or 0) >= self.last_pts:
                 self.last_pts, self.last_duration = packet.pts or 0, packet.duration
+        packets = columns.finish()
+        if self.container.format.name in CLOCKED_FORMATS:
+            clock = mend(packets.pts, packets.dts, 1 / float(self.stream.time_base or 1))
+            self.jumps_back = len(clock.back)
+            corrupt = [rank for rank in corrupt if not clock.explains(rank)]
+            packets = replace(packets, pts=clock.pts, dts=clock.dts)
+        if corrupt:
+            self.broken = "a packet is cut off"
         self.broken = self._cut_off(len(columns)) or self.broken
-        return columns.finish()
+        return packets
 
     def _packets(self) -> Iterator["av.Packet[Any]"]:
         packets, is_first = self.container.demux(self.stream), True
@@ -228,6 +241,7 @@ class _Scan:
             promised_end_s=self._promised_end_s(),
             promised_frames=self.stream.frames if self.container.format.name == "avi" else None,
             broken=self.broken,
+            clock_jumped=self.jumps_back > 0,
         )
 
     def _is_timed(self) -> bool:
@@ -278,10 +292,16 @@ class _Scan:
         return declared if abs(declared - mean) < 0.01 * mean else float(mean)
 
     def _promised_end_s(self) -> float | None:
-        """When the video should end. Only Matroska is asked: elsewhere the index tells.
+        """When the video should end. Matroska is asked always, FLV and MP4 where something was cut off.
 
         Audio may be longer than the video: beside it, only what the track itself is tagged with counts.
         """
+        start_s = (self.container.start_time or 0) / av.time_base
+        if self.broken and self.container.format.name.startswith("mov") and self.stream.duration:
+            track_end = (self.stream.start_time or 0) + self.stream.duration
+            return track_end * float(self.stream.time_base or 0) - start_s
+        if self.broken and self.container.format.name == "flv" and self.container.duration:
+            return self.container.duration / av.time_base - start_s
         if "matroska" not in self.container.format.name or not self.container.duration:
             return None
         end_s = self.container.duration / av.time_base

@@ -27,6 +27,10 @@ KEPT_BYTES = 16 << 20
 Packet: TypeAlias = "av.Packet[Any]"
 
 
+def _ticks(value: int) -> int | None:
+    return None if value == NO_TIME else int(value)
+
+
 class _Kept:
     """The packets of a small file, so that it is read once. packets: None when it is not small."""
 
@@ -104,8 +108,9 @@ class PacketReader:
     def packets(self, segment: Segment) -> Iterator[Packet]:
         """Yield the packets of ``segment`` that are to be decoded.
 
-        A segment recognised by rank gets it as its packets' presentation time. Fewer packets come where reading fails,
-        as it did for the probe. Raises VideoError when the file cannot be opened any more.
+        A segment recognised by rank gets it as its packets' presentation time, one with mended times gets those. Fewer
+        packets come where reading fails, as it did for the probe. Raises VideoError when the file cannot be opened any
+        more.
         """
         if segment.start <= self._last_start:  # back: the decoder must forget later headers
             self._open()
@@ -115,6 +120,8 @@ class PacketReader:
             if segment.keep[at]:
                 if segment.by_rank:
                     packet.pts = packet.dts = self._rank_of_last
+                elif segment.mended:
+                    packet.pts, packet.dts = _ticks(segment.pts[at]), _ticks(segment.dts[at])
                 yield packet
             if at + 1 == len(segment.keep):
                 return
@@ -143,7 +150,7 @@ class PacketReader:
     def _seek(self, segment: Segment) -> "Packet | None":
         """Go to the start of ``segment`` if that is far and can be found; return its first packet if so."""
         near = self._rank is not None and self._rank <= segment.start <= self._rank + NEAR_PACKETS
-        if near or segment.ticks is None or segment.by_rank:
+        if near or segment.ticks is None or segment.by_rank or segment.mended:
             return None
         first = int(segment.pts[0]), int(segment.dts[0])
         for ticks in dict.fromkeys(t for t in first if t != NO_TIME):

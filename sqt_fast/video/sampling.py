@@ -4,6 +4,7 @@ A clip is 16 frame numbers. ``official`` reproduces mmaction2's test sampling; `
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,11 @@ from numpy.typing import NDArray
 NUM_FRAMES = 16
 FRAME_INTERVAL = 4
 WINDOW_FRAMES = NUM_FRAMES * FRAME_INTERVAL
+# Nothing was recorded for so long, and for so many times the usual interval: no window spans it.
+GAP_S = 1.0
+GAP_INTERVALS = 8
+# A picture may stand for 64 windows of a higher rate, as in a slide show; beyond that its time is no time.
+MAX_TICKS_A_FRAME = 64 * WINDOW_FRAMES
 
 Int64 = NDArray[np.int64]
 Float64 = NDArray[np.float64]
@@ -74,8 +80,10 @@ def stride_starts(times_s: Float64, end_s: float, stride_s: float) -> Int64:
     are replaced by one that ends with the video, or less than the interval before.
     """
     last = max(len(times_s) - WINDOW_FRAMES, 0)
-    moments = times_s[0] + np.arange(max(1, int(np.ceil((end_s - times_s[0]) / stride_s)))) * stride_s
-    starts = np.searchsorted(times_s, moments + 1e-9, side="right") - 1
+    # From the frames to the moments: a file may claim any time, but it holds only so many frames.
+    number = np.maximum(np.ceil((times_s - times_s[0] - 1e-9) / stride_s), 0)  # of the first moment at or after each
+    on_screen = times_s[0] + number * stride_s + 1e-9 < np.append(times_s[1:], max(end_s, times_s[-1] + 2e-9))
+    starts = np.flatnonzero(on_screen)
     if len(starts) > 1 and np.median(np.diff(starts)) >= FRAME_INTERVAL:
         starts = FRAME_INTERVAL * ((starts + FRAME_INTERVAL // 2) // FRAME_INTERVAL)
         last -= last % FRAME_INTERVAL
@@ -87,10 +95,32 @@ def frames_at_rate(times_s: Float64, end_s: float, target_fps: float) -> Int64:
 
     times_s: (F,) presentation times, ascending; end_s: when the last frame ends.
     """
-    count = max(1, round((end_s - times_s[0]) * target_fps))
-    moments = times_s[0] + np.arange(count) / target_fps
+    moments = times_s[0] + np.arange(_num_ticks(times_s, end_s, target_fps)) / target_fps
     frames: Int64 = (np.searchsorted(times_s, moments + 1e-9, side="right") - 1).astype(np.int64)
     return frames
+
+
+def _num_ticks(times_s: Float64, end_s: float, target_fps: float) -> int:
+    """Return how many ticks of ``target_fps`` a video lasts, as its frames bound it, whatever its times claim."""
+    return max(1, round(min(float(end_s - times_s[0]) * target_fps, MAX_TICKS_A_FRAME * len(times_s))))
+
+
+def gaps(times_s: Float64) -> Int64:
+    """Return the numbers of the frames behind a gap, ascending. times_s: (F,) presentation times, ascending."""
+    intervals = np.diff(times_s)
+    if not len(intervals):
+        return np.zeros(0, np.int64)
+    limit = max(GAP_S, GAP_INTERVALS * float(np.median(intervals)))
+    return np.flatnonzero(intervals > limit) + 1
+
+
+def end_of(times_s: Float64, end_s: float, frame: int) -> float:
+    """Return when frame number ``frame`` ends: when the next begins, or after the usual interval if a gap follows."""
+    if frame + 1 >= len(times_s):
+        return float(end_s)
+    if times_s[frame + 1] - times_s[frame] > GAP_S and frame + 1 in gaps(times_s):  # the median of all takes its time
+        return float(times_s[frame] + np.median(np.diff(times_s)))
+    return float(times_s[frame + 1])
 
 
 def plan_clips(
@@ -105,8 +135,17 @@ def plan_clips(
 
     times_s: (F,) float64 presentation times of its frames, ascending; end_s: when the last one ends. num_clips: spread
     that many clips (the official protocol); None covers the video with windows, one after the other or every stride_s
-    seconds. target_fps: pretend that the video has this frame rate.
+    seconds; a gap in the times ends a window, and the next begins behind it. target_fps: pretend that the video has
+    this frame rate.
     """
+    behind = gaps(times_s)
+    if num_clips is None and len(behind):
+        parts = []
+        for first, last in pairwise([0, *behind.tolist(), len(times_s)]):
+            part_end_s = end_of(times_s, end_s, last - 1)
+            part = plan_clips(times_s[first:last], part_end_s, stride_s=stride_s, target_fps=target_fps)
+            parts.append(ClipPlan(part.frames + first, part.spans + first))
+        return ClipPlan(np.concatenate([p.frames for p in parts]), np.concatenate([p.spans for p in parts]))
     if target_fps is not None:
         source = frames_at_rate(times_s, end_s, target_fps)
         ticks = times_s[0] + np.arange(len(source) + 1) / target_fps

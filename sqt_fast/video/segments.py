@@ -30,7 +30,8 @@ class Segment:
     start: rank of the first packet in the file. pts, dts: (P,) int64 stream ticks of the packets from there on. keep:
     (P,) bool, which of them to decode. numbers: (F,) int64 wanted frame numbers, ascending. ticks: (F,) int64 their
     presentation times, None where the container's are not to be trusted: then every packet is decoded and frames are
-    counted. by_rank: frames are recognised by the rank of their packet, for codecs without references.
+    counted. by_rank: frames are recognised by the rank of their packet, for codecs without references. mended: the
+    file's own times are others than pts and dts.
     """
 
     start: int
@@ -40,6 +41,7 @@ class Segment:
     numbers: Int64
     ticks: Int64 | None
     by_rank: bool = False
+    mended: bool = False
 
     @property
     def end(self) -> int:
@@ -81,11 +83,13 @@ def plan_segments(facts: Probe, wanted: Int64, *, max_wanted: int = MAX_WANTED) 
         whole = np.ones(len(packets), np.bool_)
         return [Segment(0, packets.pts, packets.dts, whole, wanted, None)]
     if packets.are(RANDOM_ACCESS).all() and facts.codec != "hevc":  # HEVC's may count on from the one before
-        return list(_cut_intra(packets, facts.pts, wanted, max_wanted))
+        segments = _cut_intra(packets, facts.pts, wanted, max_wanted)
+        return [replace(segment, mended=facts.clock_jumped) for segment in segments]
     may_drop = packets.are(DROPPABLE)
     if facts.is_interlaced or facts.broken:  # a field goes only with its other; concealment takes what came before
         may_drop[:] = False
-    return list(_cut(packets, facts.pts, wanted, may_drop, max_wanted))
+    segments = _cut(packets, facts.pts, wanted, may_drop, max_wanted)
+    return [replace(segment, mended=facts.clock_jumped) for segment in segments]
 
 
 def _of_ranks(packets: Packets, ranks: Int64, wanted: Int64) -> Segment:
