@@ -31,8 +31,9 @@ from sqt_fast.engine.decoders import DecoderSetup
 from sqt_fast.engine.labelling import Labelling, Task
 from sqt_fast.engine.memory import plan_resources
 from sqt_fast.errors import BackendError
-from sqt_fast.network.backends import NETWORKS, Backend, load_backend
+from sqt_fast.network.backends import Backend, load_backend
 from sqt_fast.network.choose import AUTO_PRECISIONS, CPU_BATCH
+from sqt_fast.network.registry import BACKENDS
 from sqt_fast.network.weights import Weights, load_weights
 from sqt_fast.samples.scenes import draw, random_scene
 from sqt_fast.table.rows import RowStyle
@@ -184,7 +185,7 @@ def _run(backend: Backend, recipe: Recipe, style: RowStyle, video: VideoFile, nu
 
 def _backends(weights: Weights, protocol: ClipProtocol) -> list[tuple[str, Backend]]:
     found: list[tuple[str, Backend]] = [(BASELINE, OfficialBackend(weights.model, "cpu"))]
-    for name in NETWORKS:
+    for name in BACKENDS:
         for precision in AUTO_PRECISIONS:
             try:
                 backend = load_backend(

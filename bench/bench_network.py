@@ -38,10 +38,11 @@ from bench.measure import (
     write,
 )
 from sqt_fast.errors import BackendError
-from sqt_fast.network.backends import NETWORKS, PRECISIONS, Backend, load_backend, load_network
+from sqt_fast.network.backends import DTYPES, Backend, load_backend, load_network
 from sqt_fast.network.eager import eager_network
 from sqt_fast.network.fused import FusedNetwork
 from sqt_fast.network.model import SqueezeTime
+from sqt_fast.network.registry import BACKENDS, PRECISIONS
 
 GFLOP_A_CLIP = 10.96
 MB_A_CLIP = 49  # in 16 bits: what a network fused as far as can be moves, without weights
@@ -126,7 +127,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, nargs="+", help="1 8 16; on a GPU 256 64 8 1")
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--precision", nargs="+", choices=PRECISIONS, help="fp32 bf16; on a GPU all")
-    parser.add_argument("--only", nargs="+", choices=NETWORKS, default=list(NETWORKS), help="and official")
+    parser.add_argument("--only", nargs="+", choices=BACKENDS, default=list(BACKENDS), help="and official")
     parser.add_argument("--max-autotune", action="store_true", help="torch.compile in this mode too; takes minutes")
     parser.add_argument("--budget", type=float, default=math.inf, help="seconds; then torch.compile is left out")
     parser.add_argument("--results", type=Path, default=Path("bench/results"))
@@ -169,9 +170,9 @@ def _calls(model: SqueezeTime, args: argparse.Namespace, batch_size: int) -> tup
 def _providers(
     model: SqueezeTime, args: argparse.Namespace, batch_size: int
 ) -> Iterator[tuple[str, Callable[[], Call]]]:
-    """Yield names, and what makes their calls. torch.compile, which takes longest, comes last."""
+    """Yield names, and what makes their calls. What takes longest to get ready comes last."""
     yield "official", partial(_official, model, args, batch_size)
-    for name in sorted(args.only, key=lambda name: name == "compile") if args.cuda else args.only:
+    for name in sorted(args.only, key=lambda name: BACKENDS[name].order):
         for precision in args.precision:
             yield f"{name} {precision}", partial(_backend, model, args, batch_size, name, precision)
     if not args.cuda:
@@ -196,7 +197,7 @@ def _official(model: SqueezeTime, args: argparse.Namespace, batch_size: int) -> 
 
 
 def _backend(model: SqueezeTime, args: argparse.Namespace, batch_size: int, name: str, precision: str) -> Call:
-    clips = _clips(batch_size, args.device, PRECISIONS[precision])
+    clips = _clips(batch_size, args.device, DTYPES[precision])
     if not args.cuda:
         return partial(_load(model, args, batch_size, name, precision).run, clips)
     return _until_done(load_network(name, model, device=args.device, precision=precision), clips)
@@ -207,7 +208,7 @@ def _load(model: SqueezeTime, args: argparse.Namespace, batch_size: int, name: s
 
 
 def _kernels_alone(model: SqueezeTime, args: argparse.Namespace, batch_size: int, precision: str) -> Call:
-    net = FusedNetwork(model, device=args.device, dtype=PRECISIONS[precision])
+    net = FusedNetwork(model, device=args.device, dtype=DTYPES[precision])
     clips = _clips(batch_size, args.device, net.dtype)
     return _until_done(GpuTimer(repeats=1).captured([partial(net, clips)]))
 
@@ -218,7 +219,7 @@ def _from_host(model: SqueezeTime, args: argparse.Namespace, batch_size: int, pr
 
 
 def _max_autotune(model: SqueezeTime, args: argparse.Namespace, batch_size: int, precision: str) -> Call:
-    dtype = PRECISIONS[precision]
+    dtype = DTYPES[precision]
     net = torch.compile(eager_network(model, device=args.device, dtype=dtype), dynamic=False, mode="max-autotune")
     return _until_done(net, _clips(batch_size, args.device, dtype))
 
@@ -271,7 +272,7 @@ def _records(
 
 def network_floor_s(ceilings: Ceilings, precision: str, batch_size: int, num_weights: int) -> float:
     """Return the seconds a batch must at least take."""
-    itemsize = PRECISIONS[precision].itemsize
+    itemsize = DTYPES[precision].itemsize
     moved_bytes = batch_size * MB_A_CLIP * 1e6 * itemsize / 2 + num_weights * itemsize
     return ceilings.floor_s(moved_bytes, batch_size * GFLOP_A_CLIP * 1e9, precision)
 

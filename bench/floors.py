@@ -10,7 +10,7 @@ import torch
 from bench.measure import Ceilings, print_table, reason
 from sqt_fast.kernels.launch import Problem, best_config, executing, launch_best
 from sqt_fast.kernels.squeeze import squeeze, squeeze_clips_reference
-from sqt_fast.network.backends import PRECISIONS
+from sqt_fast.network.backends import DTYPES
 from sqt_fast.network.fused import FusedNetwork
 from sqt_fast.network.model import ModelConfig, SqueezeTime
 
@@ -44,13 +44,13 @@ def cases(dtype: str, batch_size: int, device: str, *, depth: int = 50) -> list[
         frames = torch.empty((FRAMES * batch_size, *FRAME, 3), dtype=torch.uint8).random_()
         index = torch.arange(len(frames), dtype=torch.int32).view(batch_size, FRAMES)
         corners = torch.tensor([[(side - SIZE) // 2 for side in FRAME]], dtype=torch.int32).repeat(batch_size, 1)
-        clips = torch.randn((batch_size, SIZE, SIZE, 3 * FRAMES), dtype=PRECISIONS[dtype]).permute(0, 3, 1, 2)
-    given: dict[str, Any] = {"corners": corners, "size": SIZE, "dtype": PRECISIONS[dtype]}
+        clips = torch.randn((batch_size, SIZE, SIZE, 3 * FRAMES), dtype=DTYPES[dtype]).permute(0, 3, 1, 2)
+    given: dict[str, Any] = {"corners": corners, "size": SIZE, "dtype": DTYPES[dtype]}
     reference = partial(squeeze_clips_reference, frames, index, **given)
     with executing(lambda problem: take(replace(problem, reference=reference))):
         squeeze(frames, index, **given)
     with torch.no_grad(), executing(take):
-        FusedNetwork(model, device=device, dtype=PRECISIONS[dtype])(clips)
+        FusedNetwork(model, device=device, dtype=DTYPES[dtype])(clips)
     return list(found.values())
 
 

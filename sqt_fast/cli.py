@@ -17,9 +17,8 @@ import click
 from sqt_fast import __version__
 from sqt_fast.config import PROTOCOLS, IndexConfig
 from sqt_fast.errors import ConfigError, InterruptedRunError, SqtError
+from sqt_fast.network.registry import BACKENDS, PRECISIONS
 
-BACKENDS = ("auto", "eager", "compile", "triton")  # test_cli holds these against backends.NETWORKS
-PRECISIONS = ("auto", "fp32", "bf16", "fp16")  # and these against backends.PRECISIONS
 WEIGHTS_HELP = "A published name (k400, k600, hmdb51), 'random', or the path of a checkpoint."
 
 
@@ -95,9 +94,9 @@ def main() -> None:
 )
 @click.option("--top-k", type=click.IntRange(min=1), default=5, help="How many best classes to keep.")
 @click.option("--embeddings", is_flag=True, help="Add the pooled features (float16) of every row.")
-@click.option("--backend", type=click.Choice(BACKENDS), default="auto", help="What runs the network.")
+@click.option("--backend", type=click.Choice(["auto", *BACKENDS]), default="auto", help="What runs the network.")
 @click.option("--device", default="auto", metavar="auto|cpu|cuda[:N]", help="Where it runs.")
-@click.option("--precision", type=click.Choice(PRECISIONS), default="auto", help="Of the network.")
+@click.option("--precision", type=click.Choice(["auto", *PRECISIONS]), default="auto", help="Of the network.")
 @click.option("--batch-size", metavar="auto|N", default="auto", callback=_auto_or_count, help="Clips at once.")
 @click.option(
     "--decoder",
@@ -230,7 +229,7 @@ def convert(source: str, target: Path) -> None:
 @click.option(
     "--precision",
     "precisions",
-    type=click.Choice(PRECISIONS[1:]),
+    type=click.Choice(PRECISIONS),
     multiple=True,
     default=["bf16"],
     help="Of the network. Repeat the option for more.",

@@ -241,7 +241,8 @@ class _Run:
             weights = self._load(labeller)
             unfinished = self.parts.run
             earlier = (unfinished["metadata"] if unfinished else base_metadata or {}).get("choice")
-            num_clips = 0 if self.config.backend else estimate_clips(todo, Recipe.of(self.config))  # for the choice
+            decided = self.config.backend and self.config.precision
+            num_clips = 0 if decided else estimate_clips(todo, Recipe.of(self.config))  # for the choice
             choice = labeller.open(EarlierRun(earlier, whole=unfinished is not None), num_clips)
             metadata = self._metadata(settings, weights, choice)
             self._start(settings, metadata)

@@ -16,6 +16,9 @@ from sqt_fast.video.probe import Probe
 
 # Enough to guess the length of an archive's videos, few enough to cost a second.
 ESTIMATE_FROM = 16
+# The pixels of a window take at least so much, at the lowest rates in use; so many bytes hold few windows.
+WINDOW_BYTES = 64 << 10
+SHORT_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -73,9 +76,13 @@ def survey(
 
 
 def estimate_clips(videos: Sequence[VideoFile], recipe: Recipe) -> int:
-    """Guess how many views the network will have to label, from a few videos spread over the list."""
-    if not videos:
-        return 0
+    """Guess how many views the network will have to label, from a few videos spread over the list.
+
+    A job that is short by the size of its files is not looked at: that would take as long as some of it.
+    """
+    size_bytes = sum(video.size_bytes or 0 for video in videos)
+    if size_bytes <= SHORT_BYTES and recipe.stride_s is None:
+        return (len(videos) + size_bytes // WINDOW_BYTES) * recipe.protocol.num_crops * (recipe.protocol.num_clips or 1)
     step = max(1, len(videos) // ESTIMATE_FROM)
     some = list(videos[::step])[:ESTIMATE_FROM]
     return round(sum(f.num_clips for f in survey(some, recipe)) / len(some) * len(videos))

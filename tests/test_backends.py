@@ -9,8 +9,9 @@ from torch import Tensor
 
 from sqt_fast.errors import BackendError, ConfigError
 from sqt_fast.network import compiled
-from sqt_fast.network.backends import NETWORKS, PRECISIONS, Backend, load_backend
+from sqt_fast.network.backends import Backend, load_backend
 from sqt_fast.network.model import ModelConfig, SqueezeTime
+from sqt_fast.network.registry import BACKENDS, PRECISIONS, SIMPLEST, BackendRecord
 
 SIZE = 64
 BATCH = 4
@@ -26,9 +27,24 @@ def eager(model: SqueezeTime, precision: str = "fp32") -> Backend:
 
 
 def test_every_name_can_be_imported() -> None:
-    for target in NETWORKS.values():
-        module, _, name = target.partition(":")
-        assert callable(getattr(importlib.import_module(module), name))
+    for record in BACKENDS.values():
+        for target in (record.load, record.objection):
+            module, _, name = (target or "sqt_fast.network.eager:eager_network").partition(":")
+            assert callable(getattr(importlib.import_module(module), name))
+
+
+def test_a_backend_whose_library_is_missing_says_what_to_install(tiny_model: SqueezeTime) -> None:
+    record = BackendRecord("nowhere:load", 9, "a_library_that_is_not_there:why_not")
+    reason = "a_library_that_is_not_there is not installed (pip install 'sqt-fast[gpu]')"
+    assert record.why_not("cpu", tiny_model) == reason
+
+
+def test_a_new_backend_is_a_line(tiny_model: SqueezeTime, clips: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing but its record knows its name."""
+    monkeypatch.setitem(BACKENDS, "mine", BackendRecord("sqt_fast.network.eager:eager_network", 5))
+    mine = load_backend("mine", tiny_model, device="cpu", precision="fp32", batch_size=BATCH, size=SIZE)
+    assert torch.equal(mine.run(clips)[0], eager(tiny_model).run(clips)[0])
+    assert SIMPLEST == "eager"
 
 
 def test_eager_equals_the_network(tiny_model: SqueezeTime, clips: Tensor) -> None:
@@ -113,7 +129,7 @@ def test_clips_of_another_length_are_refused() -> None:
 
 def test_without_a_compiler_there_is_a_reason(monkeypatch: pytest.MonkeyPatch, tiny_model: SqueezeTime) -> None:
     monkeypatch.setattr("sqt_fast.network.compiled.shutil.which", lambda name: None)
-    assert compiled.why_not("cuda:0") is None
+    assert compiled.why_not("cuda:0", tiny_model) is None
     with pytest.raises(BackendError, match=r"needs a C\+\+ compiler .*--backend eager") as caught:
         load_backend("compile", tiny_model, device="cpu", precision="fp32", batch_size=1, size=SIZE)
     assert "\n" not in str(caught.value)
@@ -130,7 +146,7 @@ def test_a_compiler_that_does_not_work(
 
         return run
 
-    monkeypatch.setattr("sqt_fast.network.compiled.why_not", lambda device: None)
+    monkeypatch.setattr("sqt_fast.network.compiled.why_not", lambda device, model: None)
     monkeypatch.setattr(torch, "compile", broken)
     with pytest.raises(
         BackendError, match=r"backend compile: compiling failed \(g\+\+ is broken\); use --backend eager"
@@ -141,7 +157,7 @@ def test_a_compiler_that_does_not_work(
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, while it imports Inductor
 def test_compile_equals_eager(tiny_model: SqueezeTime, clips: Tensor) -> None:
-    if reason := compiled.why_not("cpu"):
+    if reason := compiled.why_not("cpu", tiny_model):
         pytest.skip(reason)
     backend = load_backend("compile", tiny_model, device="cpu", precision="fp32", batch_size=BATCH, size=SIZE)
     truth = eager(tiny_model).run(clips)

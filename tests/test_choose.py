@@ -37,7 +37,7 @@ class Fake:
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache folder, a compiler, and no GPU."""
     monkeypatch.setenv("SQT_FAST_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("sqt_fast.network.compiled.why_not", lambda device: None)
+    monkeypatch.setattr("sqt_fast.network.compiled.why_not", lambda device, model: None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     tuned.forget()
@@ -105,7 +105,7 @@ def test_precision_is_the_faster_one_and_fp32_if_equal(
     tiny_model: SqueezeTime, speeds: dict[tuple[str, str], float], fp32: float, bf16: float, faster: str
 ) -> None:
     speeds["eager", "fp32"], speeds["eager", "bf16"] = fp32, bf16
-    choice = choose(config(backend="eager"), tiny_model, num_clips=1, size=SIZE)
+    choice = choose(config(backend="eager"), tiny_model, num_clips=1000, size=SIZE)
     assert choice.precision == faster
     assert f"{faster} because measured here" in choice.reason
     assert f"fp32 {fp32 * 1000:.0f} ms" in choice.reason
@@ -130,9 +130,7 @@ def test_compiling_is_chosen_when_the_job_is_long_enough(
     remember(tiny_model, cache, eager_s=0.5, compiled_s=0.3, compile_s=20)
     choice = choose(config(precision="fp32"), tiny_model, num_clips=num_clips, size=SIZE)
     assert choice.backend == backend
-    assert (
-        f"{backend} because compiling costs 20 s and gains 200.0 ms a clip (as measured here before)" in choice.reason
-    )
+    assert f"{backend} because compiling costs 20 s and gains 200.0 ms a clip (measured here before)" in choice.reason
     assert f"about {num_clips} clips" in choice.reason
 
 
@@ -162,7 +160,7 @@ def test_a_guess_is_cautious(tiny_model: SqueezeTime, speeds: dict[tuple[str, st
 def test_without_a_compiler_it_is_eager(
     tiny_model: SqueezeTime, speeds: dict[tuple[str, str], float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sqt_fast.network.compiled.why_not", lambda device: "there is no compiler")
+    monkeypatch.setattr("sqt_fast.network.compiled.why_not", lambda device, model: "there is no compiler")
     choice = choose(config(precision="fp32"), tiny_model, num_clips=10**9, size=SIZE)
     assert (choice.backend, choice.reason) == ("eager", "eager because there is no compiler")
 
@@ -173,7 +171,7 @@ def test_a_damaged_cache_is_ignored(
 ) -> None:
     cache.mkdir()
     (cache / "tuning.json").write_text(text)
-    assert "(guessed)" in choose(config(), tiny_model, num_clips=1, size=SIZE).reason
+    assert "(guessed)" in choose(config(), tiny_model, num_clips=1000, size=SIZE).reason
 
 
 def test_the_stop_watch_takes_the_best_and_leaves_out_the_first() -> None:
@@ -197,6 +195,7 @@ def on_gpu(model: SqueezeTime, monkeypatch: pytest.MonkeyPatch, **options: Any) 
     """Choose on a GPU of compute capability 9.0."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     asked = config(**{"device": "cuda", "precision": "bf16", **options})
     with executing(lambda problem: None, architecture=90):
         return choose(asked, model, num_clips=10**7, size=SIZE)
@@ -257,6 +256,54 @@ def test_a_network_that_the_kernels_cannot_run_takes_the_next(cache: Path, monke
     choice = on_gpu(odd, monkeypatch)
     assert choice.backend == "compile"
     assert choice.reason.endswith("; not triton: the kernels need multiples of 16 channels, this network has 12")
+
+
+@pytest.mark.parametrize(("capability", "precision"), [((9, 0), "bf16"), ((8, 0), "bf16"), ((7, 5), "fp32")])
+def test_on_a_gpu_precision_goes_by_rule(
+    tiny_model: SqueezeTime,
+    cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capability: tuple[int, int],
+    precision: str,
+) -> None:
+    """Timed on two clips, the same GPU gave bf16 in one run and fp32 in the next."""
+    monkeypatch.setattr(module, "_seconds_a_clip", lambda *args: pytest.fail("timed"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    with executing(lambda problem: None, architecture=90):
+        assert choose(config(device="cuda"), tiny_model, num_clips=10**7, size=SIZE).precision == precision
+
+
+@pytest.mark.parametrize("asked", [{}, {"backend": "eager"}, {"precision": "fp32"}], ids=str)
+def test_a_job_as_short_as_timing_is_not_timed(
+    tiny_model: SqueezeTime, monkeypatch: pytest.MonkeyPatch, asked: dict[str, str]
+) -> None:
+    monkeypatch.setattr(
+        module, "load_backend", lambda *args, **options: pytest.fail("a network was loaded to be timed")
+    )
+    choice = choose(config(**asked), tiny_model, num_clips=module.TIMED_CLIPS, size=SIZE)
+    assert (choice.backend, choice.precision) == ("eager", "fp32")
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [{"eager_s": 1.0}, {"eager_s": 1.0, "compiled_s": 0.5, "compile_s": 1.0, "of tomorrow": 3}, "text", [1]],
+    ids=str,
+)
+def test_what_another_version_kept_is_read_or_ignored(
+    tiny_model: SqueezeTime, cache: Path, speeds: dict[tuple[str, str], float], kept: Any
+) -> None:
+    cache.mkdir()
+    (cache / "tuning.json").write_text(json.dumps({module._key(tiny_model, "cpu", "fp32", 8, SIZE): kept}))
+    known = "measured here before" in choose(config(precision="fp32"), tiny_model, num_clips=1000, size=SIZE).reason
+    assert known == (isinstance(kept, dict) and len(kept) == 4)
+
+
+def test_a_choice_of_another_version() -> None:
+    fields = {"backend": "eager", "precision": "fp32", "device": "cpu", "batch_size": 4, "reason": "x"}
+    assert Choice.of(fields | {"of tomorrow": 1}) == Choice(**fields)  # type: ignore[arg-type]
+    assert Choice.of({"backend": "eager"}) is None
 
 
 def test_a_short_job_is_not_compiled(tiny_model: SqueezeTime, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,11 +16,11 @@ from click.testing import CliRunner, Result
 
 from sqt_fast import __version__
 from sqt_fast import cli as module
-from sqt_fast.cli import BACKENDS, PRECISIONS, main
+from sqt_fast.cli import main
 from sqt_fast.config import IndexConfig
 from sqt_fast.engine.results import Summary
 from sqt_fast.errors import SqtError
-from sqt_fast.network import backends
+from sqt_fast.network.registry import BACKENDS
 from tests.tables import read_table
 
 PROMISED = """videos rows failed clips packets_read packets_dropped frames_decoded frames_wanted wall_s clips_per_s
@@ -134,11 +134,6 @@ def test_every_option_explains_itself() -> None:
     for command in main.commands.values():
         assert command.help
         assert all(o.help for o in command.params if isinstance(o, click.Option))
-
-
-def test_backends_and_precisions_are_those_there_are() -> None:
-    assert list(BACKENDS) == ["auto", *backends.NETWORKS]
-    assert list(PRECISIONS) == ["auto", *backends.PRECISIONS]
 
 
 def test_names_of_errors_are_usage_or_failure() -> None:

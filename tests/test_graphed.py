@@ -12,10 +12,11 @@ from torch import Tensor
 
 from sqt_fast.errors import BackendError
 from sqt_fast.network import graphed
-from sqt_fast.network.backends import PRECISIONS, load_backend
+from sqt_fast.network.backends import DTYPES, load_backend
 from sqt_fast.network.eager import LogitsAndEmbeddings
 from sqt_fast.network.graphed import GraphRunner
 from sqt_fast.network.model import ModelConfig, SqueezeTime
+from sqt_fast.network.registry import PRECISIONS
 
 SIZE = 32
 
@@ -39,7 +40,7 @@ def error(result: Tensor, truth: Tensor) -> float:
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_it_gives_the_networks_numbers(network: SqueezeTime, clips: Tensor, precision: str, kernel_device: str) -> None:
     backend = load_backend("triton", network, device=kernel_device, precision=precision, batch_size=3, size=SIZE)
-    assert backend.dtype == PRECISIONS[precision]
+    assert backend.dtype == DTYPES[precision]
     results = backend.run(clips.to(backend.dtype))
     truth = LogitsAndEmbeddings(network).double().net
     embeddings = truth.embed(clips.double())
@@ -52,7 +53,7 @@ def test_it_gives_the_networks_numbers(network: SqueezeTime, clips: Tensor, prec
 
 def test_without_a_gpu_it_says_what_can_run(network: SqueezeTime, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triton.knobs.runtime, "interpret", False)
-    with pytest.raises(BackendError, match=r"backend triton: .* NVIDIA GPU .*; use --backend compile or eager"):
+    with pytest.raises(BackendError, match=r"backend triton: .* NVIDIA GPU .*; use --backend eager or compile"):
         load_backend("triton", network, device="cpu", precision="fp32", batch_size=1, size=SIZE)
 
 
@@ -66,7 +67,9 @@ def test_an_old_gpu_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_network_too_narrow_is_refused(kernel_device: str) -> None:
     narrow = SqueezeTime(ModelConfig(depth=10, width=0.1, num_classes=7))
-    with pytest.raises(BackendError, match="multiples of 16 channels, this network has 6; use --backend compile"):
+    with pytest.raises(
+        BackendError, match="multiples of 16 channels, this network has 6; use --backend eager or compile"
+    ):
         load_backend("triton", narrow, device=kernel_device, precision="fp32", batch_size=1, size=SIZE)
 
 

@@ -40,7 +40,7 @@ def test_precision_is_the_models_inside_only(tiny_weights: tuple[str, str]) -> N
 
 
 def test_what_there_is_not_is_named(tiny_model: SqueezeTime, tiny_weights: tuple[str, str]) -> None:
-    with pytest.raises(ConfigError, match="backend tensorflow: no such backend; choose one of eager, compile, triton"):
+    with pytest.raises(ConfigError, match="backend tensorflow: no such backend; choose one of eager, triton, compile"):
         load_model(tiny_weights[0], backend="tensorflow")
     with pytest.raises(ConfigError, match="precision fp8: no such precision; choose one of fp32, bf16, fp16"):
         load_model(tiny_weights[0], backend="eager", precision="fp8")

@@ -19,7 +19,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sqt_fast.cli import BACKENDS
 from sqt_fast.config import IndexConfig
 from sqt_fast.engine.decoder_process import CpuTools
 from sqt_fast.engine.events import Report
@@ -30,6 +29,7 @@ from sqt_fast.engine.supervisor import Supervisor
 from sqt_fast.engine.worker import Worker
 from sqt_fast.errors import BackendError, ConfigError, InterruptedRunError, OutputError, SqtError
 from sqt_fast.network.choose import Choice
+from sqt_fast.network.registry import BACKENDS
 from sqt_fast.run import Labeller, Launch, run
 from sqt_fast.table.parts import Parts
 from sqt_fast.video.archive import VideoFile
@@ -520,7 +520,7 @@ def test_a_backbone_is_refused(lab: Lab, tmp_path: Path) -> None:
 
 
 def test_a_backend_that_was_asked_for_does_not_fall_back(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sqt_fast.network.compiled.why_not", lambda device: "there is no compiler")
+    monkeypatch.setattr("sqt_fast.network.compiled.why_not", lambda device, model: "there is no compiler")
     with pytest.raises(BackendError, match="there is no compiler"):
         lab.run(backend="compile")
     assert "compile" in BACKENDS

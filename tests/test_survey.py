@@ -148,7 +148,8 @@ def test_who_stops_looking_leaves_nothing_behind(archive: Path) -> None:
     assert not descendants(os.getpid())
 
 
-def test_an_estimate_from_few_files_is_exact(archive: Path) -> None:
+def test_an_estimate_from_few_files_is_exact(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(survey_module, "SHORT_BYTES", 0)
     assert estimate_clips(find(archive), Recipe(FAST)) == 6
     assert estimate_clips(find(archive), Recipe(OFFICIAL)) == 90
     assert estimate_clips([], Recipe(FAST)) == 0
@@ -156,7 +157,7 @@ def test_an_estimate_from_few_files_is_exact(archive: Path) -> None:
 
 def test_an_estimate_looks_at_few_files_of_many(monkeypatch: pytest.MonkeyPatch) -> None:
     """Spread over the list: the second half of this archive has videos three times as long."""
-    videos = [VideoFile(f"{i:04d}.mp4", 1, 1) for i in range(1000)]
+    videos = [VideoFile(f"{i:04d}.mp4", 10**6, 1) for i in range(1000)]
     looked: list[str] = []
 
     def look(video: VideoFile, recipe: Recipe, host: DecoderProcess) -> Finding:
@@ -179,3 +180,10 @@ def test_totals_of_nothing() -> None:
         "size_bytes": 0,
         "codecs": {},
     }
+
+
+def test_a_job_that_is_short_by_its_bytes_is_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(survey_module, "_look", lambda *args: pytest.fail("a file was opened"))
+    videos = [VideoFile("a.mp4", 300_000, 1), VideoFile("b.mp4", None, None, "gone")]
+    assert estimate_clips(videos, Recipe(FAST)) == 2 + 300_000 // survey_module.WINDOW_BYTES
+    assert estimate_clips(videos, Recipe(OFFICIAL)) >= 2 * 30

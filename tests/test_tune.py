@@ -95,12 +95,15 @@ def test_batches_that_do_not_fit_are_left_out(
 
     monkeypatch.setattr(Tuner, "_tune", full)
     watch = FakeStopwatch(by_rows)
-    watch.speeds = [1.0, 1.0, 1.0, torch.OutOfMemoryError("CUDA out of memory")]
+    full_gpu = torch.OutOfMemoryError("CUDA out of memory")
+    watch.speeds = [1.0, 1.0, full_gpu, 0.5, full_gpu, full_gpu]
     result = tune_on(Gpu(kernel_device, GPU, 90, watch), replace(TINY, batch_sizes=(1, 3)), said.append)
     assert result.num_problems == 0
     assert said[1] == "fp32, 3 clips: more than fits in memory, left out"
     assert said[3] == "fp32, 1 clips: more than fits in memory, left out"
-    assert said[-1] == "fp32, 3 clips, compile: not measured (CUDA out of memory)"
+    tried = [line.rpartition(":")[0] for line in said[-4:]]
+    assert tried == [f"fp32, {size} clips, {name}" for name in ("triton", "compile") for size in (3, 1)]
+    assert set(result.clips_per_s["fp32"]) == {"eager", BEFORE, "triton"}  # triton's of the largest batch that ran
 
 
 @pytest.mark.needs_cuda

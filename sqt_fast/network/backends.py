@@ -4,7 +4,6 @@ A backend takes clips (B, 48, S, S), normalised, of its ``dtype``, and returns l
 both float32 on the host. B is always the same, so a clip's result does not depend on its neighbours in the batch.
 """
 
-import importlib
 import logging
 from collections.abc import Callable
 from typing import Protocol
@@ -14,19 +13,14 @@ from torch import Tensor
 
 from sqt_fast.errors import BackendError, ConfigError, first_line
 from sqt_fast.network.model import INPUT_CHANNELS, SqueezeTime
+from sqt_fast.network.registry import BACKENDS, PRECISIONS
 
 log = logging.getLogger(__name__)
 
 # Clips (B, 48, S, S) on its device, channels last, to logits (B, K) and embeddings (B, C), float32, there.
 Network = Callable[[Tensor], tuple[Tensor, Tensor]]
 
-# name -> "module:function" of (model, device, dtype), which returns a Network; imported when used
-NETWORKS = {
-    "eager": "sqt_fast.network.eager:eager_network",
-    "compile": "sqt_fast.network.compiled:compiled_network",
-    "triton": "sqt_fast.network.graphed:graphed_network",
-}
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Backend(Protocol):
@@ -70,7 +64,7 @@ def load_network(name: str, model: SqueezeTime, *, device: str, precision: str) 
     Raises ConfigError for a name or precision that there is not, and for a model without classifier; BackendError where
     it cannot run.
     """
-    for value, allowed, kind in ((name, NETWORKS, "backend"), (precision, PRECISIONS, "precision")):
+    for value, allowed, kind in ((name, tuple(BACKENDS), "backend"), (precision, PRECISIONS, "precision")):
         if value not in allowed:
             raise ConfigError(f"{kind} {value}: no such {kind}; choose one of {', '.join(allowed)}")
     if model.fc is None:
@@ -78,10 +72,16 @@ def load_network(name: str, model: SqueezeTime, *, device: str, precision: str) 
             "these weights hold no classifier, so there is nothing to label with: choose other --weights "
             "(load_model without a backend gives their features)"
         )
-    module, _, function = NETWORKS[name].partition(":")
-    make = getattr(importlib.import_module(module), function)
-    network: Network = make(model, device=device, dtype=PRECISIONS[precision])
+    if reason := BACKENDS[name].why_not(device, model):
+        raise BackendError(f"backend {name}: {reason}; use --backend {_others(name, device, model)}")
+    network: Network = BACKENDS[name].make(model, device=device, dtype=DTYPES[precision])
     return network
+
+
+def _others(name: str, device: str, model: SqueezeTime) -> str:
+    """Return the names of what can run instead, the simplest first."""
+    known = sorted(BACKENDS, key=lambda other: BACKENDS[other].order)
+    return " or ".join(other for other in known if other != name and not BACKENDS[other].why_not(device, model))
 
 
 def load_backend(name: str, model: SqueezeTime, *, device: str, precision: str, batch_size: int, size: int) -> Backend:
@@ -92,13 +92,13 @@ def load_backend(name: str, model: SqueezeTime, *, device: str, precision: str, 
     if (wanted := model.config.input_channels) != INPUT_CHANNELS:
         raise ConfigError(f"these weights want {wanted} channels, clips have {INPUT_CHANNELS}: choose other --weights")
     network = load_network(name, model, device=device, precision=precision)
-    backend = NetworkBackend(network, device=device, dtype=PRECISIONS[precision])
-    if name == "compile" or (name == "triton" and device.startswith("cuda")):
-        _start(name, backend, torch.zeros((batch_size, INPUT_CHANNELS, size, size), dtype=backend.dtype))
+    backend = NetworkBackend(network, device=device, dtype=DTYPES[precision])
+    if device.partition(":")[0] in BACKENDS[name].needs_start:
+        _start(name, backend, model, torch.zeros((batch_size, INPUT_CHANNELS, size, size), dtype=backend.dtype))
     return backend
 
 
-def _start(name: str, backend: NetworkBackend, clips: Tensor) -> None:
+def _start(name: str, backend: NetworkBackend, model: SqueezeTime, clips: Tensor) -> None:
     """Run a batch of the shape that will come, so that what fails fails now."""
     try:
         backend.run(clips)
@@ -106,5 +106,5 @@ def _start(name: str, backend: NetworkBackend, clips: Tensor) -> None:
         torch.cuda.empty_cache()  # the worker halves batches that are too large
     except Exception as error:
         log.debug("backend %s", name, exc_info=True)
-        others = " or ".join(other for other in NETWORKS if other != name and other != "triton")
+        others = _others(name, backend.device, model)
         raise BackendError(f"backend {name}: compiling failed ({first_line(error)}); use --backend {others}") from error

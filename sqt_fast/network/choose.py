@@ -1,8 +1,9 @@
 """Decide once, at start, how the network will run, and say why.
 
-Precision is measured here and now. On a GPU, the backend is the one that was fastest on GPUs of its family, as
-``sqt-fast tune`` measured. On a CPU, whether compiling pays depends on the size of the job: its cost and gain are what
-they were when this machine last did it (kept in the user's cache), or cautious guesses before that.
+On a GPU, precision goes by rule, and the backend is the one that was fastest on GPUs of its family, as ``sqt-fast
+tune`` measured. On a CPU, precision is measured here and now, unless the job is as short as that. Whether compiling
+pays depends on the size of the job: its cost and gain are what they were when this machine last did it (kept in the
+user's cache), or cautious guesses before that.
 """
 
 import json
@@ -12,7 +13,7 @@ import platform
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +24,21 @@ from sqt_fast.errors import BackendError, ConfigError
 from sqt_fast.files import cache_folder, replace_file
 from sqt_fast.kernels.launch import architecture
 from sqt_fast.kernels.tuned import network_speeds
-from sqt_fast.network import compiled
-from sqt_fast.network.backends import NETWORKS, Backend, load_backend
+from sqt_fast.network.backends import Backend, load_backend
 from sqt_fast.network.model import SqueezeTime
+from sqt_fast.network.registry import BACKENDS, SIMPLEST
 
 log = logging.getLogger(__name__)
 
 # 8 clips of 224x224: larger batches leave the CPU's caches, smaller ones leave cores idle (docs/experiments.md).
 CPU_BATCH = 8
 CUDA_BATCH = 64
-# Before this machine has compiled once. Seen on 2 cores: 0.8 to 0.9 of eager's time, 14 to 45 s to compile.
+# Before this machine has compiled once. Seen on 2 cores: 0.8 to 0.9 of eager's time.
 GUESSED_COMPILED_RATIO = 0.85
-GUESSED_COMPILE_S = 60.0
+# Timing both precisions takes as long as labelling so many clips.
+TIMED_CLIPS = 24
+# Ampere: the oldest GPUs with matrix units for bf16.
+BF16_CAPABILITY = (8, 0)
 # What "auto" chooses between: float16 overflows where the others do not, so one has to ask for it.
 AUTO_PRECISIONS = ("fp32", "bf16")
 # What is kept of one compilation.
@@ -69,19 +73,23 @@ def choose(config: IndexConfig, model: SqueezeTime, *, num_clips: int, size: int
     batch_size = config.batch_size or (CUDA_BATCH if device.startswith("cuda") else CPU_BATCH)
     reasons = []
     precision = config.precision
-    eager_s: float | None = None
+    simplest_s: float | None = None
     if precision is None:
-        precision, eager_s, reason = _measure_precision(model, device, size)
+        precision, simplest_s, reason = _precision(model, device, num_clips, size)
         reasons.append(reason)
     backend = config.backend
-    if backend is None:
-        backend, reason = _backend(model, device, precision, batch_size, size, num_clips, eager_s)
+    if backend is None and device.startswith("cuda"):
+        backend, reason = _backend_on_gpu(model, device, precision, num_clips)
+        reasons.append(reason)
+    elif backend is None:
+        job = _Job(model, device, precision, batch_size, size, num_clips)
+        backend, reason = _backend_on_cpu(job, simplest_s)
         reasons.append(reason)
     return Choice(backend, precision, device, batch_size, "; ".join(reasons) or "as asked")
 
 
 def open_backend(choice: Choice, model: SqueezeTime, *, size: int, may_fall_back: bool) -> tuple[Choice, Backend]:
-    """Load the chosen backend. With ``may_fall_back``, one that fails is replaced by eager.
+    """Load the chosen backend. With ``may_fall_back``, one that fails is replaced by the simplest.
 
     Raises BackendError when it cannot run here and may not be replaced.
     """
@@ -96,11 +104,11 @@ def open_backend(choice: Choice, model: SqueezeTime, *, size: int, may_fall_back
             size=size,
         )
     except BackendError as error:
-        if not may_fall_back or choice.backend == "eager":
+        if not may_fall_back or choice.backend == SIMPLEST:
             raise
-        eager = Choice("eager", choice.precision, choice.device, choice.batch_size, f"{error}; so eager")
-        return open_backend(eager, model, size=size, may_fall_back=False)
-    if choice.backend == "compile":
+        simplest = replace(choice, backend=SIMPLEST, reason=f"{error}; so {SIMPLEST}")
+        return open_backend(simplest, model, size=size, may_fall_back=False)
+    if BACKENDS[choice.backend].compile_s and choice.device == "cpu":
         _remember_compile(choice, model, size, backend, time.perf_counter() - started)
     return choice, backend
 
@@ -119,15 +127,24 @@ def find_device(asked: str | None) -> str:
     return asked
 
 
-def _measure_precision(model: SqueezeTime, device: str, size: int) -> tuple[str, float, str]:
-    """Time both precisions on two clips. Returns the faster, its seconds a clip, and the reason."""
+def _precision(model: SqueezeTime, device: str, num_clips: int, size: int) -> tuple[str, float | None, str]:
+    """Return the precision, the seconds that a clip takes the simplest backend in it if that was timed, and why.
+
+    On a GPU bf16 by rule: timed on few clips, the GPU waits for Python, and noise decides.
+    """
+    if device.startswith("cuda"):
+        if torch.cuda.get_device_capability(device) >= BF16_CAPABILITY:
+            return "bf16", None, "bf16 because the GPU has matrix units for it"
+        return "fp32", None, "fp32 because the GPU has no matrix units for bf16"
+    if num_clips <= TIMED_CLIPS:
+        return "fp32", None, f"fp32 because the job is as short as timing it (about {num_clips} clips)"
     seconds = {}
     for precision in AUTO_PRECISIONS:
-        backend = load_backend("eager", model, device=device, precision=precision, batch_size=2, size=size)
+        backend = load_backend(SIMPLEST, model, device=device, precision=precision, batch_size=2, size=size)
         seconds[precision] = _seconds_a_clip(backend, 2, size)
     faster = "bf16" if seconds["bf16"] < WORTH * seconds["fp32"] else "fp32"
     timings = ", ".join(f"{name} {1000 * s:.0f} ms" for name, s in seconds.items())
-    return faster, seconds[faster], f"{faster} because measured here, eager, a clip of two: {timings}"
+    return faster, seconds[faster], f"{faster} because measured here, {SIMPLEST}, a clip of two: {timings}"
 
 
 def _seconds_a_clip(backend: Backend, batch_size: int, size: int, repeats: int = 2) -> float:
@@ -140,43 +157,67 @@ def _seconds_a_clip(backend: Backend, batch_size: int, size: int, repeats: int =
     return min(times[1:]) / batch_size
 
 
-def _backend(
-    model: SqueezeTime, device: str, precision: str, batch_size: int, size: int, num_clips: int, eager_s: float | None
-) -> tuple[str, str]:
-    """Return the backend that ends this job soonest, and why."""
-    if device.startswith("cuda"):
-        return _backend_on_gpu(model, device, precision, num_clips)
-    if reason := compiled.why_not(device):
-        return "eager", f"eager because {reason}"
-    key = _key(model, device, precision, batch_size, size)
-    known = _tuning().get(key)
-    if known:
-        gain_s, cost_s, source = known["eager_s"] - known["compiled_s"], known["compile_s"], "as measured here before"
-    else:
-        if eager_s is None:
-            backend = load_backend("eager", model, device=device, precision=precision, batch_size=2, size=size)
-            eager_s = _seconds_a_clip(backend, 2, size)
-        gain_s, cost_s, source = eager_s * (1 - GUESSED_COMPILED_RATIO), GUESSED_COMPILE_S, "guessed"
-    name = "compile" if num_clips * gain_s > cost_s else "eager"
-    return name, (
-        f"{name} because compiling costs {cost_s:.0f} s and gains {1000 * gain_s:.1f} ms a clip ({source}), "
-        f"for about {num_clips} clips"
-    )
+@dataclass(frozen=True)
+class _Job:
+    """What there is to run on a CPU."""
+
+    model: SqueezeTime
+    device: str
+    precision: str
+    batch_size: int
+    size: int
+    num_clips: int
+
+
+def _backend_on_cpu(job: _Job, simplest_s: float | None) -> tuple[str, str]:
+    """Return the backend that ends this job soonest, and why. simplest_s: seconds a clip takes the simplest, if known.
+
+    One that compiles costs its time once and gains some of each clip.
+    """
+    reasons = []
+    for name, record in BACKENDS.items():
+        if not record.compile_s:
+            continue
+        if reason := record.why_not(job.device, job.model):
+            reasons.append(reason)
+            continue
+        known = _tuning().get(_key(job.model, job.device, job.precision, job.batch_size, job.size))
+        if known:
+            gain_s, cost_s, source = known["eager_s"] - known["compiled_s"], known["compile_s"], "measured here before"
+        elif job.num_clips <= TIMED_CLIPS:
+            reasons.append(f"compiling costs {record.compile_s:.0f} s (guessed), for about {job.num_clips} clips")
+            continue
+        else:
+            seconds = simplest_s or _seconds_of_simplest(job)
+            gain_s, cost_s, source = seconds * (1 - GUESSED_COMPILED_RATIO), record.compile_s, "guessed"
+        why = (
+            f"compiling costs {cost_s:.0f} s and gains {1000 * gain_s:.1f} ms a clip ({source}), "
+            f"for about {job.num_clips} clips"
+        )
+        if job.num_clips * gain_s > cost_s:
+            return name, f"{name} because {why}"
+        reasons.append(why)
+    return SIMPLEST, f"{SIMPLEST} because {'; '.join(reasons)}"
+
+
+def _seconds_of_simplest(job: _Job) -> float:
+    backend = load_backend(SIMPLEST, job.model, device=job.device, precision=job.precision, batch_size=2, size=job.size)
+    return _seconds_a_clip(backend, 2, job.size)
 
 
 def _backend_on_gpu(model: SqueezeTime, device: str, precision: str, num_clips: int) -> tuple[str, str]:
     """Return the backend that was fastest on a GPU of this family, of those that suit this job, and why."""
     family = architecture(device)
     speeds, gpu = network_speeds(family, precision) or ({}, "")
-    speeds = {name: speeds[name] for name in sorted(speeds, key=speeds.__getitem__, reverse=True) if name in NETWORKS}
+    speeds = {name: speeds[name] for name in sorted(speeds, key=speeds.__getitem__, reverse=True) if name in BACKENDS}
     if not speeds:
-        return "eager", (
-            f"eager because nothing was measured in {precision} on GPUs of compute capability {family / 10} "
+        return SIMPLEST, (
+            f"{SIMPLEST} because nothing was measured in {precision} on GPUs of compute capability {family / 10} "
             "(sqt-fast tune measures here, --backend triton tries it)"
         )
-    chosen, passed_over = "eager", ""
+    chosen, passed_over = SIMPLEST, ""
     for name in speeds:
-        if not (reason := _why_not_on_gpu(name, model, speeds, num_clips)):
+        if not (reason := _why_not_on_gpu(name, model, device, speeds, num_clips)):
             chosen = name
             break
         passed_over += f"; not {name}: {reason}"
@@ -186,23 +227,24 @@ def _backend_on_gpu(model: SqueezeTime, device: str, precision: str, num_clips: 
     )
 
 
-def _why_not_on_gpu(name: str, model: SqueezeTime, speeds: Mapping[str, float], num_clips: int) -> str | None:
+def _why_not_on_gpu(
+    name: str, model: SqueezeTime, device: str, speeds: Mapping[str, float], num_clips: int
+) -> str | None:
     """Return why this backend does not suit this network or job, None if it does."""
-    if name == "triton":
-        from sqt_fast.network.fused import why_not_network  # Triton is imported only if it may be used
-
-        return why_not_network(model)
-    if name == "compile" and "eager" in speeds:
-        gain_s = num_clips * (1 / speeds["eager"] - 1 / speeds["compile"])
-        if gain_s < GUESSED_COMPILE_S:
-            return f"compiling costs about {GUESSED_COMPILE_S:.0f} s and gains {gain_s:.1f} s"
+    record = BACKENDS[name]
+    if reason := record.why_not(device, model):
+        return reason
+    if record.compile_s and SIMPLEST in speeds:
+        gain_s = num_clips * (1 / speeds[SIMPLEST] - 1 / speeds[name])
+        if gain_s < record.compile_s:
+            return f"compiling costs about {record.compile_s:.0f} s and gains {gain_s:.1f} s"
     return None
 
 
 def _remember_compile(choice: Choice, model: SqueezeTime, size: int, backend: Backend, compile_s: float) -> None:
     """Note what compiling cost and gained, for the next decision on this machine."""
-    eager = load_backend(
-        "eager",
+    simplest = load_backend(
+        SIMPLEST,
         model,
         device=choice.device,
         precision=choice.precision,
@@ -210,7 +252,7 @@ def _remember_compile(choice: Choice, model: SqueezeTime, size: int, backend: Ba
         size=size,
     )
     entry = {
-        "eager_s": _seconds_a_clip(eager, choice.batch_size, size),
+        "eager_s": _seconds_a_clip(simplest, choice.batch_size, size),
         "compiled_s": _seconds_a_clip(backend, choice.batch_size, size),
         "compile_s": compile_s,
     }

@@ -11,7 +11,6 @@ import torch
 import triton
 from torch import Tensor
 
-from sqt_fast.errors import BackendError
 from sqt_fast.network.fused import FusedNetwork, why_not_network
 from sqt_fast.network.model import SqueezeTime
 
@@ -20,15 +19,17 @@ MAX_GRAPHS = 4
 OLDEST_CAPABILITY = (8, 0)
 
 
-def why_not(device: str) -> str | None:
-    """Return why the kernels cannot run on this device, None if nothing speaks against it."""
+def why_not(device: str, model: SqueezeTime | None = None) -> str | None:
+    """Return why the kernels cannot run on this device, or this network, None if nothing speaks against it."""
     if not device.startswith("cuda"):
-        return None if triton.knobs.runtime.interpret else "the kernels need an NVIDIA GPU (--device cuda)"
+        if not triton.knobs.runtime.interpret:
+            return "the kernels need an NVIDIA GPU (--device cuda)"
+        return None if model is None else why_not_network(model)
     capability = torch.cuda.get_device_capability(device)
     if capability < OLDEST_CAPABILITY:
         name, have = torch.cuda.get_device_name(device), "{}.{}".format(*capability)
         return f"the kernels need compute capability 8.0 (Ampere) or newer, {name} has {have}"
-    return None
+    return None if model is None else why_not_network(model)
 
 
 class GraphRunner:
@@ -92,7 +93,5 @@ class _Captured:
 
 
 def graphed_network(model: SqueezeTime, *, device: str, dtype: torch.dtype) -> GraphRunner:
-    """Return the folded network on the kernels. Raises BackendError where they cannot run, naming what can."""
-    if reason := why_not(device) or why_not_network(model):
-        raise BackendError(f"backend triton: {reason}; use --backend compile or eager")
+    """Return the folded network on the kernels."""
     return GraphRunner(FusedNetwork(model, device=device, dtype=dtype))

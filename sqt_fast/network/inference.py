@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from sqt_fast.network.backends import PRECISIONS, load_network
+from sqt_fast.network.backends import DTYPES, load_network
 from sqt_fast.network.model import SqueezeTime, squeezed
 
 
@@ -17,7 +17,7 @@ class InferenceModel(nn.Module):
     def __init__(self, model: SqueezeTime, backend: str, *, device: str, precision: str) -> None:
         super().__init__()
         self.network = load_network(backend, model, device=device, precision=precision)
-        self.device, self.dtype, self.input_channels = device, PRECISIONS[precision], model.config.input_channels
+        self.device, self.dtype, self.input_channels = device, DTYPES[precision], model.config.input_channels
 
     @torch.no_grad()
     def forward(self, clips: Tensor) -> tuple[Tensor, Tensor]:

@@ -17,12 +17,13 @@ from torch import Tensor
 from sqt_fast.errors import BackendError, ConfigError, InterruptedRunError, first_line
 from sqt_fast.kernels import tuned
 from sqt_fast.kernels.launch import Problem, executing
-from sqt_fast.network.backends import NETWORKS, PRECISIONS
+from sqt_fast.network.backends import DTYPES
 from sqt_fast.network.choose import find_device
 from sqt_fast.network.fused import FusedNetwork
 from sqt_fast.network.graphed import why_not
 from sqt_fast.network.inference import InferenceModel
 from sqt_fast.network.model import SqueezeTime
+from sqt_fast.network.registry import BACKENDS, PRECISIONS
 from sqt_fast.network.weights import load_weights
 from sqt_fast.tuning.stopwatch import LAUNCH_ERRORS, CudaStopwatch, Stopwatch
 from sqt_fast.tuning.trial import Trial
@@ -191,7 +192,7 @@ class Tuner:
 
 def _tune_network(gpu: Gpu, config: TuneConfig, model: SqueezeTime, precision: str, tuner: Tuner) -> None:
     """Run the network on batches of every size, the largest first."""
-    network = FusedNetwork(model, device=gpu.device, dtype=PRECISIONS[precision])
+    network = FusedNetwork(model, device=gpu.device, dtype=DTYPES[precision])
     for batch_size in sorted(set(config.batch_sizes), reverse=True):
         if not tuner.has_time():
             return
@@ -214,22 +215,29 @@ def _places(network: FusedNetwork, clips: Tensor, gpu: Gpu) -> set[Place]:
 
 
 def _network_speeds(gpu: Gpu, config: TuneConfig, model: SqueezeTime, precision: str, tuner: Tuner) -> dict[str, float]:
-    """Return clips/s of every backend, and of triton as it was before; none of those that fail. Keeps them, too."""
-    batch_size = max(config.batch_sizes)
-    clips = _clips(gpu, config, model, precision, batch_size)
+    """Return clips/s of every backend, and of triton as it was before; none of those that fail. Keeps them, too.
+
+    Each is measured with the largest batch that fits: its speed is what a run would have.
+    """
     speeds: dict[str, float] = {}
-    # torch.compile last: it takes the longest to start.
-    for name in sorted((BEFORE, *NETWORKS), key=("eager", BEFORE, "triton", "compile").index):
-        execute = tuner.launch_heuristic if name == BEFORE else tuner.launch_best
-        try:
-            network = InferenceModel(model, name.split(",")[0], device=gpu.device, precision=precision)
-            with executing(execute, architecture=gpu.architecture):
-                speeds[name] = batch_size / gpu.stopwatch.network_s(partial(network, clips))
-        except (BackendError, *LAUNCH_ERRORS) as error:
-            tuner.say(f"{precision}, {batch_size} clips, {name}: not measured ({first_line(error)})")
-            continue
-        tuner.say(f"{precision}, {batch_size} clips, {name}: {speeds[name]:.0f} clips/s")
-        tuner.file.keep_network(precision, {name: speed for name, speed in speeds.items() if name in NETWORKS})
+    runs = [(name, name, tuner.launch_best) for name in sorted(BACKENDS, key=lambda name: BACKENDS[name].order)]
+    runs.insert(1, (BEFORE, "triton", tuner.launch_heuristic))
+    for title, name, execute in runs:
+        for batch_size in sorted(set(config.batch_sizes), reverse=True):
+            try:
+                clips = _clips(gpu, config, model, precision, batch_size)
+                network = InferenceModel(model, name, device=gpu.device, precision=precision)
+                with executing(execute, architecture=gpu.architecture):
+                    speeds[title] = batch_size / gpu.stopwatch.network_s(partial(network, clips))
+            except torch.OutOfMemoryError:
+                tuner.say(f"{precision}, {batch_size} clips, {title}: more than fits in memory")
+                continue
+            except (BackendError, *LAUNCH_ERRORS) as error:
+                tuner.say(f"{precision}, {batch_size} clips, {title}: not measured ({first_line(error)})")
+                break
+            tuner.say(f"{precision}, {batch_size} clips, {title}: {speeds[title]:.0f} clips/s")
+            tuner.file.keep_network(precision, {name: speeds[name] for name in BACKENDS if name in speeds})
+            break
     return speeds
 
 
@@ -237,5 +245,5 @@ def _clips(gpu: Gpu, config: TuneConfig, model: SqueezeTime, precision: str, bat
     """Return clips of normal noise, normalised as real ones are, on the GPU."""
     shape = batch_size, model.config.input_channels, config.size, config.size
     generator = torch.Generator(gpu.device).manual_seed(0)
-    clips = torch.randn(shape, generator=generator, dtype=PRECISIONS[precision], device=gpu.device)
+    clips = torch.randn(shape, generator=generator, dtype=DTYPES[precision], device=gpu.device)
     return clips.contiguous(memory_format=torch.channels_last)

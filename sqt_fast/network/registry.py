@@ -1,0 +1,64 @@
+"""The backends, a record each: a new one is one file and one line here. Nothing is imported before it is used."""
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+# Names of floating-point formats; torch calls them otherwise (``backends.DTYPES``).
+PRECISIONS = ("fp32", "bf16", "fp16")
+
+
+@dataclass(frozen=True)
+class BackendRecord:
+    """What there is to know of a backend without importing it.
+
+    load: ``module:function`` of (model, device, dtype) that returns a ``backends.Network``. order: the first is the
+    simplest, which runs everywhere and takes another's place; the later, the longer a backend takes to get ready.
+    objection: ``module:function`` of (device, model) that returns why it cannot run there, None if it can. compile_s:
+    about how long it compiles, to be weighed against what it gains. needs_start: on which kinds of device it has work
+    to do on the first batch of a shape, which is better done, and better fails, before there is anything to label.
+    """
+
+    load: str
+    order: int
+    objection: str | None = None
+    compile_s: float = 0.0
+    needs_start: tuple[str, ...] = ()
+
+    def why_not(self, device: str, model: Any) -> str | None:
+        """Return why it cannot run this network on this device, None if nothing speaks against it."""
+        if self.objection is None:
+            return None
+        try:
+            reason: str | None = _function(self.objection)(device, model)
+        except ModuleNotFoundError as error:  # of an optional dependency
+            return f"{error.name} is not installed (pip install 'sqt-fast[gpu]')"
+        return reason
+
+    def make(self, model: Any, *, device: str, dtype: Any) -> Callable[..., Any]:
+        """Make the network. Raises BackendError where it cannot run."""
+        network: Callable[..., Any] = _function(self.load)(model, device=device, dtype=dtype)
+        return network
+
+
+BACKENDS = {
+    "eager": BackendRecord("sqt_fast.network.eager:eager_network", 0),
+    "triton": BackendRecord(
+        "sqt_fast.network.graphed:graphed_network", 1, "sqt_fast.network.graphed:why_not", needs_start=("cuda",)
+    ),
+    "compile": BackendRecord(
+        "sqt_fast.network.compiled:compiled_network",
+        2,
+        "sqt_fast.network.compiled:why_not",
+        compile_s=60.0,  # seen on 2 cores: 14 to 45
+        needs_start=("cpu", "cuda"),
+    ),
+}
+SIMPLEST = min(BACKENDS, key=lambda name: BACKENDS[name].order)
+
+
+def _function(path: str) -> Callable[..., Any]:
+    module, _, name = path.partition(":")
+    function: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    return function
