@@ -279,9 +279,7 @@ def test_on_a_gpu_precision_goes_by_rule(
 def test_a_job_as_short_as_timing_is_not_timed(
     tiny_model: SqueezeTime, monkeypatch: pytest.MonkeyPatch, asked: dict[str, str]
 ) -> None:
-    monkeypatch.setattr(
-        module, "load_backend", lambda *args, **options: pytest.fail("a network was loaded to be timed")
-    )
+    monkeypatch.setattr(module, "load_backend", lambda *args, **options: pytest.fail("a network was timed"))
     choice = choose(config(**asked), tiny_model, num_clips=module.TIMED_CLIPS, size=SIZE)
     assert (choice.backend, choice.precision) == ("eager", "fp32")
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from sqt_fast.errors import CheckpointError, ConfigError
 from sqt_fast.files import replace_file
 from sqt_fast.network.model import DEPTHS, INPUT_CHANNELS, STAGE_WIDTHS, ModelConfig, SqueezeTime
-from sqt_fast.network.torchfile import read_legacy, read_zip
+from sqt_fast.network.torchfile import read_torch
 
 _AGAIN = "copy or download it again"
 _PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.", "net.")
@@ -63,13 +63,12 @@ def _read(path: Path) -> dict[str, Tensor]:
     with path.open("rb") as file:
         head = file.read(256)
         _refuse_lookalike(head)
-        file.seek(0)
-        if head.startswith(b"PK\x03\x04"):
-            return read_zip(file)
-        if head[8:9] == b"{":
-            return load_file(path)
-        if head.startswith(b"\x80"):
-            return read_legacy(file)
+    if head.startswith(b"PK\x03\x04"):
+        return read_torch(path, is_zip=True)
+    if head[8:9] == b"{":
+        return load_file(path)
+    if head.startswith(b"\x80"):
+        return read_torch(path, is_zip=False)
     raise CheckpointError(f"is no checkpoint (it starts with {head[:8]!r}); give a .pth or .safetensors file")
 
 
