@@ -18,7 +18,7 @@ from sqt_fast.video.probe import Probe
 ESTIMATE_FROM = 16
 # The pixels of a window take at least so much, at the lowest rates in use; so many bytes hold few windows.
 WINDOW_BYTES = 64 << 10
-SHORT_BYTES = 1 << 20
+SHORT_BYTES = 24 * WINDOW_BYTES
 
 
 @dataclass(frozen=True)

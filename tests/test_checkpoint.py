@@ -316,3 +316,16 @@ def test_file_sha256(tmp_path: Path) -> None:
 def test_read_metadata_of_other_files_is_nothing(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(pth_bytes(tmp_path))
     assert read_metadata(tmp_path / "a") == {}
+
+
+def test_a_network_is_not_drawn_at_random_only_to_be_overwritten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny()
+    save_safetensors(model, tmp_path / "tiny.safetensors")
+    before = torch.random.get_rng_state()
+    for name in ("kaiming_uniform_", "kaiming_normal_", "normal_", "uniform_"):
+        monkeypatch.setattr(torch.nn.init, name, lambda *args, **options: pytest.fail("drawn"))
+    again = build(read_checkpoint(tmp_path / "tiny.safetensors"), source="x")
+    assert all(torch.equal(again.state_dict()[name], value) for name, value in model.state_dict().items())
+    assert torch.equal(torch.random.get_rng_state(), before)

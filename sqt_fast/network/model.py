@@ -202,7 +202,8 @@ class SqueezeTime(nn.Module):
     """Label clips: time squeezed into channels, then a 2D residual network.
 
     Input is normalised RGB, (B, 3, 16, H, W) or already squeezed (B, 48, H, W) with channel = c * 16 + t, of any
-    H and W. Output of ``forward`` and ``logits`` is (B, K).
+    H and W. Output of ``forward`` and ``logits`` is (B, K). initialise: draw weights, for who does not
+    overwrite them.
 
     Source: the release's mmaction/models/backbones/SqueezeTime.py and heads/i2d_head.py.
     """
@@ -212,7 +213,7 @@ class SqueezeTime(nn.Module):
     layer3: nn.Sequential
     layer4: nn.Sequential
 
-    def __init__(self, config: ModelConfig | None = None) -> None:
+    def __init__(self, config: ModelConfig | None = None, *, initialise: bool = True) -> None:
         super().__init__()
         self.config = config = config or ModelConfig()
         bottleneck, blocks = DEPTHS[config.depth]
@@ -232,7 +233,8 @@ class SqueezeTime(nn.Module):
             channels = out_channels
         self.dropout = nn.Dropout(config.dropout)
         self.fc = nn.Linear(channels, config.num_classes) if config.num_classes is not None else None
-        self._initialise()
+        if initialise:
+            self._initialise()
 
     def _initialise(self) -> None:
         for module in self.modules():
