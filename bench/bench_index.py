@@ -39,9 +39,10 @@ from sqt_fast.samples.scenes import draw, random_scene
 from sqt_fast.table.rows import RowStyle
 from sqt_fast.video.archive import VideoFile, find_videos
 from sqt_fast.video.cpu_decoder import CpuDecoder, DecodeReport
-from sqt_fast.video.probe import Probe, probe
+from sqt_fast.video.probe import Probe
 from sqt_fast.video.reader import PacketReader
 from sqt_fast.video.sampling import ClipPlan
+from sqt_fast.video.scan import probe
 from sqt_fast.video.segments import plan_segments
 
 HEADS = ("protocol", "what", "s/video", "p20", "p80", "clips/s", "x realtime", "official/this", "% of limit")

@@ -169,8 +169,9 @@ def conv(
             moved_bytes=(x.numel() + weight.numel() + out.numel()) * x.element_size(),
             flops=2 * out.numel() * depth,
             heuristic=_heuristic(x, taps_w * channels, columns, out_h * out_w),
-            candidates=_candidates(x, taps_w * channels, columns, out_h * out_w),
+            candidates=partial(_candidates, x, taps_w * channels, columns, out_h * out_w),
             launch=launch,
+            device=x.device,
             reference=partial(
                 conv_reference,
                 x,

@@ -233,8 +233,9 @@ def merge(
             moved_bytes=moved * y.element_size(),
             flops=2 * pixels * depth,
             heuristic=_heuristic(y, channels, columns, depth2, chained=closing is not None),
-            candidates=_candidates(y, channels, columns, depth2, chained=closing is not None),
+            candidates=partial(_candidates, y, channels, columns, depth2, chained=closing is not None),
             launch=launch,
+            device=y.device,
             reference=partial(merge_reference, y, hidden, importance, weights, residual=residual, closing=closing),
         )
     )

@@ -100,13 +100,14 @@ def downsample(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
             moved_bytes=(x.numel() + out.numel()) * x.element_size(),
             flops=2 * out.numel() * stride * stride,
             heuristic=Config(4096 // block_n, block_n, 1, 4, 1),
-            candidates=[
+            candidates=lambda: [
                 Config(size // n, n, 1, warps, 1)
                 for size in (1024, 2048, 4096, 8192)
                 for n in sorted({block_n, min(block_n, 64)})
                 for warps in (4, 8)
             ],
             launch=launch,
+            device=x.device,
             reference=partial(downsample_reference, x, weight, bias),
         )
     )

@@ -111,7 +111,7 @@ def importance(sums: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, *, pixels: int)
             moved_bytes=sums.numel() * 4 + (w1.numel() + w2.numel() + out.numel()) * w1.element_size(),
             flops=4 * samples * channels * channels,
             heuristic=Config(16, block, block, 4, 2),
-            candidates=[
+            candidates=lambda: [
                 Config(16, n, k, warps, stages)
                 for n in sorted({block, min(block, 32), 16})
                 for k in sorted({block, min(block, 32)})
@@ -119,6 +119,7 @@ def importance(sums: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, *, pixels: int)
                 for stages in (1, 2)
             ],
             launch=launch,
+            device=sums.device,
             reference=partial(importance_reference, sums, w1, b1, w2, pixels=pixels),
         )
     )

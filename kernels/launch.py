@@ -38,18 +38,23 @@ class Config(NamedTuple):
 
 @dataclass(frozen=True)
 class Launch:
-    """One kernel launch, complete. args: by the kernel's parameter names, tl.constexpr ones included."""
+    """One kernel launch, complete. args: by the kernel's parameter names, tl.constexpr ones included.
+
+    after: called when it was launched, where a result's shape depends on the tiles.
+    """
 
     kernel: Any
     grid: tuple[int, ...]
     args: Mapping[str, Any]
     num_warps: int
     num_stages: int
+    after: Callable[[], None] = lambda: None
 
     def __call__(self) -> None:
         number = max((value.get_device() for value in self.args.values() if isinstance(value, Tensor)), default=-1)
         with torch.cuda.device(number):  # Triton launches on the current one; -1, a CPU, changes nothing
             self.kernel[self.grid](**self.args, num_warps=self.num_warps, num_stages=self.num_stages)
+        self.after()
 
 
 @dataclass(frozen=True)
@@ -57,8 +62,8 @@ class Problem:
     """One call of an operation whose tiles are not chosen yet.
 
     key: what changes the best tiles, the number of rows (which grows with the batch) apart. moved_bytes, flops: what
-    any implementation must at least move and compute, a multiply-add being two. candidates: what tuning tries.
-    reference: plain PyTorch on the same arguments, for benches.
+    any implementation must at least move and compute, a multiply-add being two. candidates: makes what tuning tries;
+    nobody else asks for it. device: where the tensors are. reference: plain PyTorch on the same arguments, for benches.
     """
 
     op: str
@@ -67,8 +72,9 @@ class Problem:
     moved_bytes: int
     flops: int
     heuristic: Config
-    candidates: Sequence[Config]
+    candidates: Callable[[], Sequence[Config]]
     launch: Callable[[Config], Launch]
+    device: torch.device | None = None
     reference: partial[Tensor] | None = None
 
     @property
@@ -89,7 +95,7 @@ def launch_best(problem: Problem) -> None:
 
 def best_config(problem: Problem) -> Config:
     """Return the tuned tiles of ``problem`` for this GPU, else those of its heuristic."""
-    tuned = tuned_config(architecture(), problem.name, problem.rows)
+    tuned = tuned_config(architecture(problem.device), problem.name, problem.rows)
     return problem.heuristic if tuned is None else Config(*tuned)
 
 
@@ -112,16 +118,17 @@ def executing(execute: Callable[[Problem], None], *, architecture: int | None = 
         _architecture.reset(tokens[1])
 
 
-def architecture(device: str | None = None) -> int:
+def architecture(device: str | torch.device | None = None) -> int:
     """Return the compute capability to choose for, as 10 * major + minor; 90 where there is no GPU.
 
-    device: the current one if None.
+    device: the current one if None, or no GPU.
     """
     if (pretended := _architecture.get()) is not None:
         return pretended
     if not torch.cuda.is_available():
         return 90
-    major, minor = torch.cuda.get_device_capability(device)
+    is_gpu = device is not None and torch.device(device).type == "cuda"
+    major, minor = torch.cuda.get_device_capability(device if is_gpu else None)
     return 10 * major + minor
 
 

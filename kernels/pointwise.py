@@ -122,13 +122,11 @@ def pointwise(
     def share(config: Config) -> Tensor:
         return x.new_empty((samples, triton.cdiv(pixels, config.block_m), columns), dtype=torch.float32)
 
-    shares = share(heuristic) if sums else bias
+    launched = [share(heuristic) if sums else bias]  # the sums of the tiles that ran last
 
     def launch(config: Config) -> Launch:
-        nonlocal shares
         tiles = triton.cdiv(rows[1], config.block_m)
-        if sums and shares.shape[1] != tiles:
-            shares = share(config)
+        shares = share(config) if sums and launched[0].shape[1] != tiles else launched[0]
         args = {
             "x": x,
             "x2": x2 if depth2 else x,
@@ -152,7 +150,8 @@ def pointwise(
             "PRECISION": precision(x.dtype),
         }
         grid = (rows[0] * tiles * triton.cdiv(columns, config.block_n),)
-        return Launch(_pointwise_kernel, grid, args, config.num_warps, config.num_stages)
+        keep = partial(launched.__setitem__, 0, shares)
+        return Launch(_pointwise_kernel, grid, args, config.num_warps, config.num_stages, keep)
 
     flags = "".join(f" {name}" for name, on in (("sums", sums), ("residual", residual is not None)) if on)
     read = x.numel() + x2.numel() + weight.numel() + w2.numel() + out.numel() * (1 if residual is None else 2)
@@ -164,12 +163,13 @@ def pointwise(
             moved_bytes=read * x.element_size(),
             flops=2 * samples * pixels * (depth + depth2) * columns,
             heuristic=heuristic,
-            candidates=_candidates(x, depth, depth2, columns),
+            candidates=partial(_candidates, x, depth, depth2, columns),
             launch=launch,
+            device=x.device,
             reference=partial(pointwise_reference, x, weight, bias, second=second, residual=residual, relu=relu),
         )
     )
-    return out, shares if sums else None
+    return out, launched[0] if sums else None
 
 
 def _heuristic(x: Tensor, depth: int, depth2: int, columns: int, rows: int) -> Config:

@@ -86,8 +86,11 @@ def pool(x: Tensor) -> Tensor:
             moved_bytes=(x.numel() + out.numel()) * x.element_size(),
             flops=9 * out.numel(),
             heuristic=Config(2048 // block_n, block_n, 1, 4, 1),
-            candidates=[Config(size // block_n, block_n, 1, w, 1) for size in (1024, 2048, 4096, 8192) for w in (4, 8)],
+            candidates=lambda: [
+                Config(size // block_n, block_n, 1, w, 1) for size in (1024, 2048, 4096, 8192) for w in (4, 8)
+            ],
             launch=launch,
+            device=x.device,
             reference=partial(pool_reference, x),
         )
     )

@@ -152,8 +152,11 @@ def squeeze(
             moved_bytes=out.numel() * (1 + out.element_size()),
             flops=out.numel() * (2 if colour is None else 6),
             heuristic=Config(64, 1, 1, 4, 1),  # 24 loads in flight a thread
-            candidates=[Config(8 * loads * warps, 1, 1, warps, 1) for loads in (1, 2, 4) for warps in (2, 4, 8)],
+            candidates=lambda: [
+                Config(8 * loads * warps, 1, 1, warps, 1) for loads in (1, 2, 4) for warps in (2, 4, 8)
+            ],
             launch=launch,
+            device=frames.device,
         )
     )
     return out

@@ -74,7 +74,7 @@ def sums(x: Tensor) -> Tensor:
             moved_bytes=x.numel() * x.element_size() + out.numel() * 4,
             flops=x.numel(),
             heuristic=Config(64, block_n, 1, 4, 3),
-            candidates=[
+            candidates=lambda: [
                 Config(m, n, 1, warps, stages)
                 for m in (32, 64, 128)
                 for n in sorted({block_n, min(block_n, 32)})
@@ -82,6 +82,7 @@ def sums(x: Tensor) -> Tensor:
                 for stages in (1, 3)
             ],
             launch=launch,
+            device=x.device,
             reference=partial(sums_reference, x),
         )
     )

@@ -19,16 +19,17 @@ import math
 from pathlib import Path
 from typing import Any
 
-from sqt_fast.files import cache_folder
-
 log = logging.getLogger(__name__)
 
 COMMITTED = Path(__file__).with_name("tuned.json")
 
 
-def user_file() -> Path:
-    """Return where ``sqt-fast tune`` keeps what it found."""
-    return cache_folder() / "kernels.json"
+_users: list[Path] = []
+
+
+def look_in(path: Path) -> None:
+    """Look for the user's own findings in this file from now on."""
+    _users[:] = [path]
 
 
 def family(architecture: int) -> str:
@@ -55,7 +56,7 @@ def network_speeds(architecture: int, precision: str) -> tuple[dict[str, float],
 
 def records(architecture: int) -> list[dict[str, Any]]:
     """Return what is known of this family, the user's own first."""
-    files = (_read(user_file()), _read(COMMITTED))
+    files = [_read(path) for path in (*_users, COMMITTED)]
     return [file[family(architecture)] for file in files if family(architecture) in file]
 
 

@@ -56,6 +56,11 @@ def file_sha256(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def tuned_file() -> Path:
+    """Return where ``sqt-fast tune`` keeps what it finds on this machine's GPU."""
+    return cache_folder() / "kernels.json"
+
+
 def cache_folder() -> Path:
     """Return where weights and measurements are kept: ``$SQT_FAST_CACHE``, or else the user's cache (XDG)."""
     if folder := os.environ.get("SQT_FAST_CACHE"):

@@ -2,19 +2,18 @@
 
 import hashlib
 import time
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from sqt_fast import __version__
 from sqt_fast.clips.recipe import Recipe
 from sqt_fast.config import IndexConfig
-from sqt_fast.engine.events import BatchSizeChanged, ClipsLabelled, Event, Note, Report
-from sqt_fast.engine.memory import plan_resources
-from sqt_fast.engine.results import EarlierRun, RunCounters, Summary, VideoResult, WeightsInfo
-from sqt_fast.engine.supervisor import Supervisor
+from sqt_fast.engine.events import BatchSizeChanged, ClipsLabelled, Event, Note
+from sqt_fast.engine.labeller import Labeller, Launch, supervised
+from sqt_fast.engine.results import EarlierRun, Summary, VideoResult, WeightsInfo
 from sqt_fast.errors import ConfigError, InterruptedRunError, OutputError, SqtError
 from sqt_fast.network.class_names import read_labels
 from sqt_fast.network.weights import check_name, find_protocol, weights_sha256
@@ -27,67 +26,13 @@ from sqt_fast.table.schema import FORMATS, Row, read_metadata, to_table
 from sqt_fast.versions import installed
 from sqt_fast.video.archive import VideoFile, find_videos
 from sqt_fast.video.sampling import FRAME_INTERVAL
+from sqt_fast.watcher import SilentWatcher, Watcher
 
 VERSIONED = ("torch", "nvidia-dali-cuda130", "av", "numpy", "opencv-python-headless", "pyarrow")
 MAX_FLUSH_S = 30.0
 NAMED_FILES = 5  # of many, so many are named
 # Settings whose option is called otherwise.
 OPTIONS = {"weights_sha256": "--weights", "labels_sha256": "--labels", "stride_s": "--stride"}
-
-
-class Labeller(Protocol):
-    """What labels videos: a ``supervisor.Supervisor``, or a ``worker.Worker`` in this very process."""
-
-    def load(self) -> WeightsInfo:
-        """Load the weights."""
-
-    def open(self, earlier: EarlierRun, num_clips: int) -> dict[str, Any]:
-        """Get ready and return the fields of the Choice."""
-
-    def label(self, videos: Sequence[VideoFile]) -> Generator[VideoResult, None, None]:
-        """Yield the result of every video."""
-
-    def take_counters(self) -> RunCounters:
-        """Return what was counted since the last time."""
-
-    def close(self) -> None:
-        """Stop, whatever is being done."""
-
-
-Launch = Callable[[IndexConfig, Report], Labeller]
-
-
-class Watcher(Protocol):
-    """Who is told how the run goes. See ``console.py``; tests use a silent one."""
-
-    def note(self, text: str) -> None:
-        """Say one line."""
-
-    def begin(self, total: int, done: int) -> None:
-        """``total`` videos, ``done`` of them in an earlier run."""
-
-    def clips(self, count: int) -> None:
-        """``count`` more clips are labelled."""
-
-    def video(self, result: VideoResult) -> None:
-        """One more video is finished."""
-
-
-class SilentWatcher:
-    """Nobody is told."""
-
-    def note(self, text: str) -> None: ...
-
-    def begin(self, total: int, done: int) -> None: ...
-
-    def clips(self, count: int) -> None: ...
-
-    def video(self, result: VideoResult) -> None: ...
-
-
-def supervised(config: IndexConfig, report: Report) -> Labeller:
-    """Return a labeller in a process of its own."""
-    return Supervisor(config, plan_resources(config.memory_bytes), report)
 
 
 def run(

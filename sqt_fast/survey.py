@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from sqt_fast.clips.recipe import Recipe
-from sqt_fast.engine.decoder_process import CpuTools, DecoderProcess, ToolsFactory
+from sqt_fast.engine.decoder_process import DecoderProcess
+from sqt_fast.engine.decoder_tools import CpuTools, ToolsFactory
 from sqt_fast.engine.memory import MAX_DECODERS, usable_cores
 from sqt_fast.engine.process import ChildError
 from sqt_fast.errors import BackendError, SqtError, VideoError

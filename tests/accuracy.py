@@ -21,9 +21,9 @@ each_dtype = pytest.mark.parametrize("dtype", FLOOR, ids=dtype_name)
 # Tiles that differ in kind; the heuristic's are what every test takes that asks for none.
 TILES: Mapping[str, Callable[[Problem], Config]] = {
     "heuristic": lambda problem: problem.heuristic,
-    "smallest": lambda problem: min(problem.candidates),
-    "middle": lambda problem: sorted(problem.candidates)[len(problem.candidates) // 2],
-    "largest": lambda problem: max(problem.candidates),
+    "smallest": lambda problem: min(problem.candidates()),
+    "middle": lambda problem: sorted(problem.candidates())[len(problem.candidates()) // 2],
+    "largest": lambda problem: max(problem.candidates()),
 }
 each_tiling = pytest.mark.parametrize("tiles", TILES.values(), ids=TILES)
 

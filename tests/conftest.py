@@ -65,6 +65,7 @@ def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     from sqt_fast.kernels import tuned
 
     monkeypatch.setenv("SQT_FAST_CACHE", str(tmp_path / "cache"))
+    tuned.look_in(tmp_path / "cache" / "kernels.json")
     tuned.forget()
     return tmp_path / "cache"
 
@@ -145,3 +146,9 @@ def tiny_weights(tiny_model: "SqueezeTime", tmp_path_factory: pytest.TempPathFac
     save_safetensors(tiny_model, folder / "tiny.safetensors")
     (folder / "labels.txt").write_text("\n".join(TINY_LABELS), encoding="utf-8")
     return str(folder / "tiny.safetensors"), str(folder / "labels.txt")
+
+
+@pytest.fixture(scope="session")
+def network_clips() -> torch.Tensor:
+    """Four clips of noise for the tiny network, (4, 48, 64, 64) float32. Do not change them."""
+    return torch.randn((4, 48, 64, 64), generator=torch.Generator().manual_seed(1))

@@ -9,7 +9,7 @@ from torch import Tensor
 from triton.runtime.errors import OutOfResources
 
 from sqt_fast.errors import BackendError
-from sqt_fast.kernels import tuned
+from sqt_fast.files import tuned_file
 from sqt_fast.kernels.launch import Config, Launch, Problem, best_config, executing
 from sqt_fast.tuning.tune import Tuner
 from sqt_fast.tuning.tuned_file import TunedFile
@@ -87,7 +87,7 @@ def a_problem(
         moved_bytes=1,
         flops=1,
         heuristic=configs[0],
-        candidates=sorted(configs),
+        candidates=lambda: sorted(configs),
         launch=lambda config: Launch(kernel, (1,), {"out": out, "config": config}, 4, 3),
     )
 
@@ -102,7 +102,7 @@ def stopwatch(seconds: Mapping[Config, float | BaseException], **options: Any) -
 
 
 def a_file(architecture: int = 90, gpu: str = GPU) -> TunedFile:
-    return TunedFile(tuned.user_file(), architecture=architecture, gpu=gpu)
+    return TunedFile(tuned_file(), architecture=architecture, gpu=gpu)
 
 
 def a_tuner(watch: FakeStopwatch, said: list[str], **options: Any) -> Tuner:
@@ -110,7 +110,7 @@ def a_tuner(watch: FakeStopwatch, said: list[str], **options: Any) -> Tuner:
 
 
 def on_disk() -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(tuned.user_file().read_text())
+    content: dict[str, Any] = json.loads(tuned_file().read_text())
     return content
 
 

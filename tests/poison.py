@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from sqt_fast.clips.recipe import Recipe
-from sqt_fast.engine.decoder_process import CpuTools
+from sqt_fast.engine.decoder_tools import CpuTools
 from sqt_fast.engine.events import Alive, ClipsLabelled, Note
 from sqt_fast.engine.process import shared_memory, start_heartbeat
 from sqt_fast.engine.results import RunCounters, VideoResult, WeightsInfo

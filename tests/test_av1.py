@@ -17,7 +17,7 @@ from sqt_fast.samples import encoding
 from sqt_fast.samples.encoding import Format
 from sqt_fast.samples.scenes import draw, random_scene
 from sqt_fast.video.av1 import Av1Reader
-from sqt_fast.video.packet_kinds import PacketKind
+from sqt_fast.video.packets import PacketKind
 
 SIZE, FPS = (128, 96), Fraction(25)
 NOTHING = PacketKind()

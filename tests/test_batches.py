@@ -54,14 +54,6 @@ def test_the_device_makes_the_hosts_batches(protocol: ClipProtocol, dtype: torch
     assert not truth[len(ours) :].any()
 
 
-def test_crops_share_their_bytes(kernel_device: str) -> None:
-    views = views_of(DeviceBatches(THREE_CROPS, torch.float32, kernel_device), [CLIPS[0]])
-    assert len(views) == 3
-    assert len({view.clip.data_ptr() for view in views}) == 1
-    assert views[0].clip.dtype == torch.uint8
-    assert [(view.top, view.left) for view in views] == [(0, 0), (0, 4), (0, 2)]
-
-
 def test_a_host_view_is_a_crop_of_the_squeezed_clip() -> None:
     clip = CLIPS[2]
     views = views_of(CpuBatches(THREE_CROPS, torch.float32), [clip])

@@ -10,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sqt_fast.video.bitstream import INTRA_CODECS, packet_reader
-from sqt_fast.video.packet_kinds import PacketKind
-from sqt_fast.video.packets import DROPPABLE
+from sqt_fast.video.packets import DROPPABLE, PacketKind
 from tests.videos import KINDS, look, write
 
 pytestmark = pytest.mark.usefixtures("quiet_ffmpeg")

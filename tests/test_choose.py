@@ -40,6 +40,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr("sqt_fast.network.compiled.why_not", lambda device, model: None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    tuned.look_in(tmp_path / "cache" / "kernels.json")
     tuned.forget()
     return tmp_path / "cache"
 

@@ -12,7 +12,8 @@ import pytest
 
 from sqt_fast.clips.recipe import Recipe
 from sqt_fast.config import FAST
-from sqt_fast.engine.decoder_process import DecoderProcess, ToolsFactory
+from sqt_fast.engine.decoder_process import DecoderProcess
+from sqt_fast.engine.decoder_tools import ToolsFactory
 from sqt_fast.engine.process import ChildError
 from sqt_fast.errors import VideoError
 from sqt_fast.samples import encoding
@@ -20,8 +21,9 @@ from sqt_fast.samples.encoding import Format
 from sqt_fast.samples.scenes import draw, random_scene
 from sqt_fast.video.archive import VideoFile, find_videos
 from sqt_fast.video.cpu_decoder import CpuDecoder, DecodeReport, Pixels
-from sqt_fast.video.probe import Probe, probe
+from sqt_fast.video.probe import Probe
 from sqt_fast.video.reader import PacketReader, remux
+from sqt_fast.video.scan import probe
 from sqt_fast.video.segments import Segment, plan_segments
 from tests.poison import Poison, Slow, is_alive, no_tools, wait_until
 

@@ -24,9 +24,10 @@ from sqt_fast.samples.encoding import Format
 from sqt_fast.samples.scenes import draw, random_scene
 from sqt_fast.video.archive import find_videos
 from sqt_fast.video.cpu_decoder import CpuDecoder, DecodeReport
-from sqt_fast.video.probe import Probe, probe
+from sqt_fast.video.probe import Probe
 from sqt_fast.video.reader import PacketReader
 from sqt_fast.video.sampling import ClipPlan, Int64, plan_clips
+from sqt_fast.video.scan import probe
 from sqt_fast.video.segments import plan_segments
 from tests.test_crops import mmaction_crops
 

@@ -17,7 +17,7 @@ from sqt_fast.clips.recipe import Recipe
 from sqt_fast.clips.resize import resize, upright
 from sqt_fast.config import FAST
 from sqt_fast.engine import gpu_route as module
-from sqt_fast.engine.decoder_process import CpuTools
+from sqt_fast.engine.decoder_tools import CpuTools
 from sqt_fast.engine.decoders import DecoderSetup
 from sqt_fast.engine.events import ignore
 from sqt_fast.engine.gpu_route import GpuRoute, stream_facts
@@ -34,8 +34,9 @@ from sqt_fast.samples.scenes import draw, random_scene
 from sqt_fast.table.rows import RowStyle
 from sqt_fast.video.archive import find_videos
 from sqt_fast.video.cpu_decoder import CpuDecoder, DecodeReport
-from sqt_fast.video.probe import Probe, probe
+from sqt_fast.video.probe import Probe
 from sqt_fast.video.reader import PacketReader, remux
+from sqt_fast.video.scan import probe
 from sqt_fast.video.segments import plan_segments
 from tests.conftest import TINY_LABELS
 from tests.poison import Poison

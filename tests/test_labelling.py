@@ -21,7 +21,7 @@ from sqt_fast.clips.gather import ClipMaker
 from sqt_fast.clips.recipe import Recipe
 from sqt_fast.clips.resize import resize, upright
 from sqt_fast.config import ClipProtocol
-from sqt_fast.engine.decoder_process import CpuTools
+from sqt_fast.engine.decoder_tools import CpuTools
 from sqt_fast.engine.decoders import DecoderSetup
 from sqt_fast.engine.events import BatchSizeChanged
 from sqt_fast.engine.labelling import Labelling, Sheet, Task
@@ -34,8 +34,8 @@ from sqt_fast.samples.scenes import draw, random_scene
 from sqt_fast.table.rows import RowStyle
 from sqt_fast.video.archive import VideoFile, find_videos
 from sqt_fast.video.cpu_decoder import CpuDecoder, DecodeReport
-from sqt_fast.video.probe import probe
 from sqt_fast.video.reader import PacketReader
+from sqt_fast.video.scan import probe
 from sqt_fast.video.segments import plan_segments
 from tests.poison import Deaf, Poison, PoisonedRecipe, Slow, descendants, wait_until
 from tests.watching import Remembering

@@ -45,7 +45,7 @@ class Recorder:
         self.configs: list[Config] = []
 
     def problem(self, name: str = "made up", rows: int = 1024) -> Problem:
-        return Problem("test", name, rows, 0, 0, HEURISTIC, [HEURISTIC], self.launch)
+        return Problem("test", name, rows, 0, 0, HEURISTIC, lambda: [HEURISTIC], self.launch)
 
     def launch(self, config: Config) -> Launch:
         return Launch(self, (3,), {"config": config}, config.num_warps, config.num_stages)

@@ -2,8 +2,16 @@
 
 import numpy as np
 
-from sqt_fast.video.packet_kinds import PacketKind
-from sqt_fast.video.packets import DROPPABLE, NEW_HEADERS, NO_TIME, RANDOM_ACCESS, SHOWN, PacketColumns, Packets
+from sqt_fast.video.packets import (
+    DROPPABLE,
+    NEW_HEADERS,
+    NO_TIME,
+    RANDOM_ACCESS,
+    SHOWN,
+    PacketColumns,
+    PacketKind,
+    Packets,
+)
 
 
 def columns(*kinds: PacketKind, discarded: tuple[int, ...] = ()) -> Packets:

@@ -201,3 +201,32 @@ def test_what_is_refused(kernel_device: str, change: dict[str, Any], message: st
     right = {"x": torch.zeros(2, 5, 32), "weight": torch.zeros(32, 48), "bias": torch.zeros(48)}
     with pytest.raises(ValueError, match=re.escape(message)):
         pointwise(**{name: moved(value, kernel_device) for name, value in {**right, **change}.items()})
+
+
+def test_the_sums_are_those_of_the_tiles_that_ran_last(kernel_device: str) -> None:
+    """Tuning makes launches of many tiles before it runs one of them."""
+    x, weight, bias, *_ = (torch.randn(shape, device=kernel_device) for shape in ((2, 64, 16), (16, 16), (16,)))
+
+    def build_many_run_one(problem: Problem) -> None:
+        launches = [problem.launch(config) for config in sorted(problem.candidates())]
+        launches[0]()
+
+    with executing(build_many_run_one):
+        out, sums = pointwise(x, weight, bias, sums=True)
+    assert sums is not None
+    torch.testing.assert_close(sums.sum(1), out.sum(1), rtol=1e-4, atol=1e-3)
+
+
+def test_only_tuning_asks_for_candidates(kernel_device: str) -> None:
+    x, weight, bias = (torch.randn(shape, device=kernel_device) for shape in ((2, 64, 16), (16, 16), (16,)))
+    asked: list[Problem] = []
+
+    def look(problem: Problem) -> None:
+        assert callable(problem.candidates)
+        asked.append(problem)
+        problem.launch(problem.heuristic)()
+
+    with executing(look):
+        pointwise(x, weight, bias)
+    assert len(asked) == 1
+    assert asked[0].device == x.device

@@ -20,8 +20,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from sqt_fast.config import IndexConfig
-from sqt_fast.engine.decoder_process import CpuTools
+from sqt_fast.engine.decoder_tools import CpuTools
 from sqt_fast.engine.events import Report
+from sqt_fast.engine.labeller import Labeller, Launch
 from sqt_fast.engine.labelling import Labelling
 from sqt_fast.engine.memory import Resources
 from sqt_fast.engine.results import Summary, VideoResult
@@ -30,7 +31,7 @@ from sqt_fast.engine.worker import Worker
 from sqt_fast.errors import BackendError, ConfigError, InterruptedRunError, OutputError, SqtError
 from sqt_fast.network.choose import Choice
 from sqt_fast.network.registry import BACKENDS
-from sqt_fast.run import Labeller, Launch, run
+from sqt_fast.run import run
 from sqt_fast.table.parts import Parts
 from sqt_fast.video.archive import VideoFile
 from tests.poison import Poison, Slow, descendants, is_alive, wait_until

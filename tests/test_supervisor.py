@@ -16,7 +16,8 @@ from sqt_fast.engine.events import BatchSizeChanged
 from sqt_fast.engine.memory import Resources
 from sqt_fast.engine.process import ChildProcess
 from sqt_fast.engine.results import EarlierRun, RunCounters, VideoResult
-from sqt_fast.engine.supervisor import AHEAD, ATTEMPTS, HANG_FACTOR, START_AGAIN_AFTER_S, Supervisor
+from sqt_fast.engine.supervisor import AHEAD, HANG_FACTOR, START_AGAIN_AFTER_S, Supervisor
+from sqt_fast.engine.suspects import ATTEMPTS
 from sqt_fast.errors import BackendError, CheckpointError
 from sqt_fast.video.archive import VideoFile
 from tests.poison import CHOICE, LOADED, Script, descendants, wait_until

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from triton.compiler.errors import CompilationError
 
 from sqt_fast.errors import BackendError
-from sqt_fast.kernels import tuned
+from sqt_fast.files import tuned_file
 from sqt_fast.kernels.launch import Config, Launch, Problem, executing
 from sqt_fast.kernels.pointwise import pointwise, pointwise_reference
 from sqt_fast.tuning import tune as module
@@ -63,7 +63,7 @@ def test_what_was_gained_is_said_and_kept(said: list[str]) -> None:
     assert record["microseconds"] == {"op bf16 c=1": {"10": [3.0, 1.0]}}
     assert record["gpu"] == GPU
     assert record["versions"]["torch"] == torch.__version__
-    assert "\n" not in tuned.user_file().read_text().partition('"10": ')[2].partition("]")[0]
+    assert "\n" not in tuned_file().read_text().partition('"10": ')[2].partition("]")[0]
 
 
 def test_a_problem_is_tuned_once(said: list[str]) -> None:

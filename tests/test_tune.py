@@ -12,6 +12,7 @@ from click.testing import CliRunner, Result
 
 from sqt_fast.cli import main
 from sqt_fast.errors import BackendError, ConfigError, InterruptedRunError
+from sqt_fast.files import tuned_file
 from sqt_fast.kernels import tuned
 from sqt_fast.kernels.launch import Config, Launch, Problem, best_config, executing
 from sqt_fast.network.fused import FusedNetwork
@@ -53,7 +54,7 @@ def test_the_network_is_tuned_as_it_runs(tiny_network: SqueezeTime, kernel_devic
     watch = FakeStopwatch(by_rows)
     watch.speeds = [10.0, 20.0, 30.0, BackendError("no compiler here")]
     result = tune_on(Gpu(kernel_device, GPU, 90, watch), TINY, said.append)
-    assert result == Tuned(tuned.user_file(), GPU, len(said) - 5, {"fp32": {"eager": 10, BEFORE: 20, "triton": 30}})
+    assert result == Tuned(tuned_file(), GPU, len(said) - 5, {"fp32": {"eager": 10, BEFORE: 20, "triton": 30}})
     assert tuned.network_speeds(90, "fp32") == ({"eager": 10.0, "triton": 30.0}, GPU)
     assert said[0] == f"fp32, 1 clips: {result.num_problems} problems"
     assert said[-1] == "fp32, 1 clips, compile: not measured (no compiler here)"

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from sqt_fast.files import tuned_file
 from sqt_fast.kernels import tuned
-from sqt_fast.kernels.tuned import forget, network_speeds, records, tuned_config, user_file
+from sqt_fast.kernels.tuned import forget, look_in, network_speeds, records, tuned_config
 
 Write = Callable[..., None]
 
@@ -19,6 +20,7 @@ def committed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]
     monkeypatch.setenv("SQT_FAST_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(tuned, "COMMITTED", tmp_path / "tuned.json")
     (tmp_path / "cache").mkdir()
+    look_in(tmp_path / "cache" / "kernels.json")
     forget()
     yield tmp_path / "tuned.json"
     forget()
@@ -31,7 +33,7 @@ def write(path: Path, tiles: dict[str, dict[str, list[int]]], **more: Any) -> No
 
 
 def test_the_users_file_is_in_the_cache(committed: Path) -> None:
-    assert user_file() == committed.parent / "cache" / "kernels.json"
+    assert tuned_file() == committed.parent / "cache" / "kernels.json"
 
 
 def test_without_files_nothing_is_tuned(committed: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -50,7 +52,7 @@ def test_committed_tiles(committed: Path) -> None:
 
 def test_the_users_own_come_first(committed: Path) -> None:
     write(committed, {"merge": {"10": [1, 1, 1, 1, 1]}, "conv": {"10": [1, 1, 1, 1, 1]}})
-    write(user_file(), {"merge": {"14": [2, 2, 2, 2, 2]}})
+    write(tuned_file(), {"merge": {"14": [2, 2, 2, 2, 2]}})
     assert tuned_config(90, "merge", 1000) == (2, 2, 2, 2, 2), "other rows of the user's before the same of others"
     assert tuned_config(90, "conv", 1000) == (1, 1, 1, 1, 1), "what the user's lacks is looked up behind it"
     assert [found["gpu"] for found in records(90)] == ["the GPU of kernels.json", "the GPU of tuned.json"]
@@ -58,7 +60,7 @@ def test_the_users_own_come_first(committed: Path) -> None:
 
 def test_the_users_file_about_another_gpu(committed: Path) -> None:
     write(committed, {"merge": {"10": [1, 1, 1, 1, 1]}})
-    user_file().write_text(json.dumps({"sm_80": {"tiles": {"merge": {"10": [2, 2, 2, 2, 2]}}}}))
+    tuned_file().write_text(json.dumps({"sm_80": {"tiles": {"merge": {"10": [2, 2, 2, 2, 2]}}}}))
     forget()
     assert tuned_config(90, "merge", 1000) == (1, 1, 1, 1, 1)
     assert tuned_config(80, "merge", 1000) == (2, 2, 2, 2, 2)
@@ -80,7 +82,7 @@ def test_no_rows_at_all(committed: Path) -> None:
 
 def test_speeds_of_whole_networks(committed: Path) -> None:
     write(committed, {}, network={"bf16": {"eager": 9000.0, "triton": 30000.0}, "fp32": {"eager": 1.0}})
-    write(user_file(), {}, network={"bf16": {"triton": 31000.0}})
+    write(tuned_file(), {}, network={"bf16": {"triton": 31000.0}})
     assert network_speeds(90, "bf16") == ({"triton": 31000.0}, "the GPU of kernels.json")
     assert network_speeds(90, "fp32") == ({"eager": 1.0}, "the GPU of tuned.json")
     assert network_speeds(90, "fp16") is None
@@ -93,17 +95,17 @@ BROKEN = {"cut off": '{"sm_90": {"til', "empty": "", "a number": "7", "a list": 
 @pytest.mark.parametrize("content", BROKEN.values(), ids=BROKEN)
 def test_a_broken_file_counts_as_none(committed: Path, content: str | bytes, caplog: pytest.LogCaptureFixture) -> None:
     write(committed, {"merge": {"10": [1, 1, 1, 1, 1]}})
-    user_file().write_bytes(content.encode() if isinstance(content, str) else content)
+    tuned_file().write_bytes(content.encode() if isinstance(content, str) else content)
     assert tuned_config(90, "merge", 1000) == (1, 1, 1, 1, 1)
     assert tuned_config(90, "merge", 1000) == (1, 1, 1, 1, 1)
     (record,) = caplog.records
     assert record.levelname == "WARNING"
-    assert str(user_file()) in record.getMessage()
+    assert str(tuned_file()) in record.getMessage()
     assert "tune again" in record.getMessage()
 
 
 def test_a_file_that_may_not_be_read(committed: Path, caplog: pytest.LogCaptureFixture) -> None:
-    user_file().mkdir()
+    tuned_file().mkdir()
     assert tuned_config(90, "merge", 1000) is None
     assert "cannot be read" in caplog.text
 

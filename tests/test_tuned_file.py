@@ -1,5 +1,6 @@
 """The file of tuned tiles: what is found is added, what is there of others stays."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ PLACE = Place("op bf16 c=1", 10)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache folder."""
     monkeypatch.setenv("SQT_FAST_CACHE", str(tmp_path / "cache"))
+    tuned.look_in(tmp_path / "cache" / "kernels.json")
     tuned.forget()
     return tmp_path / "cache"
 
@@ -38,6 +40,17 @@ def test_another_gpu_of_the_family_starts_anew() -> None:
     a_file().keep_tiles(PLACE, A, heuristic_s=1.0, best_s=1.0)
     assert a_file(gpu="another").tiles() == {}
     assert on_disk()["sm_90"]["gpu"] == "another"
+
+
+@pytest.mark.parametrize("name", ["commit", "versions"])
+def test_findings_of_other_circumstances_are_dropped(name: str, cache: Path) -> None:
+    """They would stand under a commit and versions that they were not found with."""
+    a_file().keep_tiles(PLACE, A, heuristic_s=1.0, best_s=1.0)
+    content = on_disk()
+    content["sm_90"][name] = "another"
+    (cache / "kernels.json").write_text(json.dumps(content))
+    assert a_file().tiles() == {}
+    assert on_disk()["sm_90"][name] != "another"
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", "null", '{"sm_90": 5}', '{"sm_90": {"gpu": "x"}}', '{"a": "b"}'])

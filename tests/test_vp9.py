@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sqt_fast.video.packet_kinds import PacketKind
+from sqt_fast.video.packets import PacketKind
 from sqt_fast.video.vp9 import read_vp9
 from tests.test_av1 import SIZE, Stream, encoded, packed, pictures, read_stream, shown
 

@@ -19,7 +19,7 @@ from sqt_fast.errors import CheckpointError, ConfigError
 from sqt_fast.files import cache_folder, file_sha256
 from sqt_fast.network import weights
 from sqt_fast.network.checkpoint import save_safetensors
-from sqt_fast.network.class_names import LABEL_LISTS, LABELS_FOLDER, read_labels
+from sqt_fast.network.class_names import read_labels
 from sqt_fast.network.model import ModelConfig, SqueezeTime
 from sqt_fast.network.weights import PUBLISHED, find_protocol, load_weights
 
@@ -305,13 +305,6 @@ def test_bad_label_files_are_named(tmp_path: Path, content: bytes, message: str)
         load_weights(str(pth(tmp_path, 3)), labels=tmp_path / "names.txt")
 
 
-def test_a_label_file_that_is_nowhere_is_named() -> None:
-    with pytest.raises(
-        ConfigError, match="labels kinetics: neither a file nor one of the lists hmdb51, jester, kinetics400"
-    ):
-        read_labels("kinetics")
-
-
 def test_a_backbone_alone_has_no_labels(tmp_path: Path) -> None:
     path = str(pth(tmp_path, None))
     weights = load_weights(path)
@@ -319,13 +312,6 @@ def test_a_backbone_alone_has_no_labels(tmp_path: Path) -> None:
     assert "backbone alone" in weights.labels_source
     with pytest.raises(ConfigError, match="leave --labels out"):
         load_weights(path, labels="hmdb51")
-
-
-@pytest.mark.parametrize("name", LABEL_LISTS)
-def test_bundled_lists_are_whole_and_those_of_the_shared_folder(shared: Path, name: str) -> None:
-    names = read_labels(name)
-    assert len(names) == len(set(names)) == LABEL_LISTS[name]
-    assert (LABELS_FOLDER / f"{name}.txt").read_bytes() == (shared / "labels" / f"{name}.txt").read_bytes()
 
 
 def test_load_model_gives_the_network(tmp_path: Path) -> None:

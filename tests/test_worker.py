@@ -12,7 +12,7 @@ import pytest
 
 from sqt_fast.config import IndexConfig
 from sqt_fast.engine import worker as module
-from sqt_fast.engine.decoder_process import CpuTools
+from sqt_fast.engine.decoder_tools import CpuTools
 from sqt_fast.engine.events import ClipsLabelled, Note
 from sqt_fast.engine.gpu_route import GpuRoute
 from sqt_fast.engine.memory import Resources

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from sqt_fast.samples import encoding
 from sqt_fast.samples.scenes import draw, random_scene
 from sqt_fast.video.archive import find_videos
-from sqt_fast.video.probe import Probe, probe
+from sqt_fast.video.probe import Probe
+from sqt_fast.video.scan import probe
 
 UInt8 = NDArray[np.uint8]
 

@@ -9,19 +9,20 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sqt_fast.clips.recipe import Recipe
+from sqt_fast.engine.decoder_tools import CpuTools, Tools, ToolsFactory
 from sqt_fast.engine.events import Alive, Report, ignore
 from sqt_fast.engine.messages import decode, encode
 from sqt_fast.engine.process import ChildError, ChildProcess, Limits, serve_requests, shared_memory
 from sqt_fast.errors import VideoError
 from sqt_fast.video.archive import VideoFile
 from sqt_fast.video.container import MAX_PIXELS
-from sqt_fast.video.cpu_decoder import CHUNK_BYTES, CpuDecoder, DecodeReport, Frames, NewBuffer, Pixels
+from sqt_fast.video.cpu_decoder import CHUNK_BYTES, DecodeReport, Frames, Pixels
 from sqt_fast.video.probe import Probe, Source
 from sqt_fast.video.reader import PacketReader, is_cropped_at_end, remux
 from sqt_fast.video.sampling import ClipPlan
@@ -32,33 +33,6 @@ NUM_SLOTS = 2
 # Room for the largest picture there can be. Only what is written to takes memory, until it is given back.
 SLOT_BYTES = 3 * MAX_PIXELS
 FREE = "free"  # the parent has read a slot
-
-
-class Tools(Protocol):
-    """What works inside the process. Tests put something else in its place."""
-
-    def probe(self, video: VideoFile, progress: Callable[[], None]) -> tuple[Probe, PacketReader]:
-        """Return what there is to know of ``video``, and the open file."""
-
-    def frames(
-        self, reader: PacketReader, segment: Segment, report: DecodeReport, new_buffer: NewBuffer
-    ) -> Iterator[Frames]:
-        """Decode ``segment`` into buffers."""
-
-
-class CpuTools:
-    """The real ones."""
-
-    def probe(self, video: VideoFile, progress: Callable[[], None]) -> tuple[Probe, PacketReader]:
-        return PacketReader.probing(video, progress)
-
-    def frames(
-        self, reader: PacketReader, segment: Segment, report: DecodeReport, new_buffer: NewBuffer
-    ) -> Iterator[Frames]:
-        return CpuDecoder(new_buffer).frames(reader, segment, report)
-
-
-ToolsFactory = Callable[[], Tools]
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from sqt_fast.clips.batches import Batches, View
 from sqt_fast.clips.gather import Clip, ClipMaker
 from sqt_fast.clips.recipe import Recipe
 from sqt_fast.clips.resize import resize, upright
-from sqt_fast.engine.decoder_process import CpuTools, DecoderProcess, ToolsFactory
+from sqt_fast.engine.decoder_process import DecoderProcess
+from sqt_fast.engine.decoder_tools import CpuTools, ToolsFactory
 from sqt_fast.engine.events import Report, ignore
 from sqt_fast.engine.failures import Failure, kind_of
 from sqt_fast.engine.jobs import Job, Jobs, Planned

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from sqt_fast.clips.batches import Batches, CpuBatches
 from sqt_fast.clips.recipe import Recipe
 from sqt_fast.config import IndexConfig
-from sqt_fast.engine.decoder_process import TICK_S, CpuTools, ToolsFactory
+from sqt_fast.engine.decoder_process import TICK_S
+from sqt_fast.engine.decoder_tools import CpuTools, ToolsFactory
 from sqt_fast.engine.decoders import DecoderSetup
 from sqt_fast.engine.events import Alive, Event, Note, Report, ignore
 from sqt_fast.engine.failures import Failure, kind_of

@@ -21,9 +21,9 @@ import torch
 
 from sqt_fast.config import IndexConfig
 from sqt_fast.errors import BackendError, ConfigError
-from sqt_fast.files import cache_folder, replace_file
+from sqt_fast.files import cache_folder, replace_file, tuned_file
 from sqt_fast.kernels.launch import architecture
-from sqt_fast.kernels.tuned import network_speeds
+from sqt_fast.kernels.tuned import look_in, network_speeds
 from sqt_fast.network.backends import Backend, load_backend
 from sqt_fast.network.model import SqueezeTime
 from sqt_fast.network.registry import BACKENDS, SIMPLEST
@@ -208,6 +208,7 @@ def _seconds_of_simplest(job: _Job) -> float:
 def _backend_on_gpu(model: SqueezeTime, device: str, precision: str, num_clips: int) -> tuple[str, str]:
     """Return the backend that was fastest on a GPU of this family, of those that suit this job, and why."""
     family = architecture(device)
+    look_in(tuned_file())
     speeds, gpu = network_speeds(family, precision) or ({}, "")
     speeds = {name: speeds[name] for name in sorted(speeds, key=speeds.__getitem__, reverse=True) if name in BACKENDS}
     if not speeds:

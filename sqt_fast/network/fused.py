@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sqt_fast.errors import BackendError
+from sqt_fast.files import tuned_file
 from sqt_fast.kernels.conv import conv
 from sqt_fast.kernels.ctl import position_reference
 from sqt_fast.kernels.ctl_merge import Closing, MergeWeights, can_close, merge
@@ -18,6 +19,7 @@ from sqt_fast.kernels.importance import importance
 from sqt_fast.kernels.pointwise import pointwise
 from sqt_fast.kernels.pool import pool
 from sqt_fast.kernels.sums import sums
+from sqt_fast.kernels.tuned import look_in
 from sqt_fast.network.fold import fold
 from sqt_fast.network.model import CTL, BasicBlock, Block, Bottleneck, SqueezeTime
 
@@ -40,7 +42,8 @@ class FusedNetwork:
 
     def __init__(self, model: SqueezeTime, *, device: str | torch.device, dtype: torch.dtype) -> None:
         if reason := why_not_network(model):
-            raise BackendError(f"backend triton: {reason}; use --backend compile or eager")
+            raise BackendError(f"backend triton: {reason}; use --backend eager or compile")
+        look_in(tuned_file())
         folded = fold(model)
         assert folded.fc is not None
         pack = _Packer(torch.device(device), dtype)

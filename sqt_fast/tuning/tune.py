@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sqt_fast.errors import BackendError, ConfigError, InterruptedRunError, first_line
-from sqt_fast.kernels import tuned
+from sqt_fast.files import tuned_file
 from sqt_fast.kernels.launch import Problem, executing
 from sqt_fast.network.backends import DTYPES
 from sqt_fast.network.choose import find_device
@@ -116,7 +116,7 @@ def tune_on(gpu: Gpu, config: TuneConfig, say: Say) -> Tuned:
     model = load_weights(config.weights).model
     if model.fc is None:
         raise ConfigError(f"weights {config.weights}: hold no classifier; choose other --weights")
-    file = TunedFile(config.output or tuned.user_file(), architecture=gpu.architecture, gpu=gpu.name)
+    file = TunedFile(config.output or tuned_file(), architecture=gpu.architecture, gpu=gpu.name)
     tuner = Tuner(gpu.stopwatch, file, say, budget_s=config.budget_s, quick=config.quick, resume=config.resume)
     speeds = {}
     try:
@@ -165,7 +165,7 @@ class Tuner:
         problem.launch(problem.heuristic)()
 
     def _tune(self, problem: Problem) -> None:
-        candidates = [config for config in problem.candidates if config != problem.heuristic]
+        candidates = [config for config in problem.candidates() if config != problem.heuristic]
         if self.quick:
             candidates = candidates[:: math.ceil(len(candidates) / QUICK_CANDIDATES) or 1]
         launches = {config: problem.launch(config) for config in (problem.heuristic, *candidates)}

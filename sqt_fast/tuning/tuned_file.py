@@ -39,7 +39,8 @@ class Place:
 class TunedFile:
     """What is known of one GPU. What the file holds of other families of GPUs stays there.
 
-    architecture: compute capability, 90 for 9.0. Findings on another GPU of the same family are dropped.
+    architecture: compute capability, 90 for 9.0. Findings on another GPU of the same family, or with other versions or
+    another commit, are dropped: they would stand under circumstances that are not theirs.
     Raises ConfigError for a file of another form, OutputError when it cannot be written.
     """
 
@@ -49,7 +50,8 @@ class TunedFile:
         found = self._families.get(tuned.family(architecture), {})
         about = {"gpu": gpu, "versions": _versions(), "date": time.strftime("%Y-%m-%d"), "commit": commit()}
         self._record: dict[str, Any] = {**about, "tiles": {}, "microseconds": {}, "network": {}}
-        self._record |= {**found, **about} if found.get("gpu") == gpu else {}
+        if all(found.get(name) == about[name] for name in ("gpu", "versions", "commit")):
+            self._record |= found
         self._families[tuned.family(architecture)] = self._record
         self._write()  # what cannot be written is better known before the work
 

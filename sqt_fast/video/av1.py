@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from sqt_fast.video.packet_kinds import PacketKind
+from sqt_fast.video.packets import PacketKind
 
 _SEQUENCE_HEADER, _FRAME_HEADER, _FRAME = 1, 3, 6  # obu_type
 _PASSING = frozenset({2, 4, 5, 15})  # temporal delimiter, tile group, metadata, padding: nothing that later frames use

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from sqt_fast.video.av1 import Av1Reader
-from sqt_fast.video.packet_kinds import PacketKind
+from sqt_fast.video.packets import PacketKind
 from sqt_fast.video.vp9 import read_vp9
 
 

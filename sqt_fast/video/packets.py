@@ -2,11 +2,11 @@
 
 from array import array
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sqt_fast.video.packet_kinds import PacketKind
 from sqt_fast.video.sampling import Int64
 
 NO_TIME = -(2**63)  # FFmpeg's AV_NOPTS_VALUE
@@ -15,6 +15,24 @@ RANDOM_ACCESS = 1
 DROPPABLE = 2
 SHOWN = 4
 NEW_HEADERS = 8
+
+
+class PacketKind(NamedTuple):
+    """What a planner may rely on; the defaults claim nothing.
+
+    random_access: decoding may begin here; every later picture comes out as if it had begun before (but for those
+    that are shown before this one). droppable: without this packet every other picture is the same to the bit. shown:
+    the pictures that come out of it, 0 where it only holds hidden ones. layer: temporal layer; a packet can be left
+    out only in the highest of its stream. headers: a number that changes with the headers (size, format) that the
+    packet carries, 0 where it carries none. hides: it holds several pictures, some of which are only referred to.
+    """
+
+    random_access: bool = False
+    droppable: bool = False
+    shown: int = 1
+    layer: int = 0
+    headers: int = 0
+    hides: bool = False
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from av.video.stream import VideoStream
 from sqt_fast.video.archive import VideoFile
 from sqt_fast.video.container import open_video
 from sqt_fast.video.packets import NO_TIME, RANDOM_ACCESS
-from sqt_fast.video.probe import Probe, Source, open_to_probe, probe_stream
+from sqt_fast.video.probe import Probe, Source
+from sqt_fast.video.scan import open_to_probe, probe_stream
 from sqt_fast.video.segments import Segment
 
 # Reading on costs 6 us a packet, seeking 0.1 to 1 ms and what is read again from the start that it finds.

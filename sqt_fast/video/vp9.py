@@ -5,7 +5,7 @@ Specification: https://www.webmproject.org/vp9/ (6.2 frame header, annex B super
 
 from collections.abc import Iterator
 
-from sqt_fast.video.packet_kinds import PacketKind
+from sqt_fast.video.packets import PacketKind
 
 _HEAD_BYTES = 10  # of a key frame, up to its height
 _SYNC_CODE = 0x498342

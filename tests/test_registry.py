@@ -1,0 +1,26 @@
+"""Backends as records: what is missing is named, and a new one is a line."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from sqt_fast.network.backends import load_backend
+from sqt_fast.network.model import SqueezeTime
+from sqt_fast.network.registry import BACKENDS, SIMPLEST, BackendRecord
+from tests.test_backends import BATCH, SIZE, eager
+
+
+def test_a_backend_whose_library_is_missing_says_what_to_install(tiny_model: SqueezeTime) -> None:
+    record = BackendRecord("nowhere:load", 9, "a_library_that_is_not_there:why_not")
+    reason = "a_library_that_is_not_there is not installed (pip install 'sqt-fast[gpu]')"
+    assert record.why_not("cpu", tiny_model) == reason
+
+
+def test_a_new_backend_is_a_line(
+    tiny_model: SqueezeTime, network_clips: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing but its record knows its name."""
+    monkeypatch.setitem(BACKENDS, "mine", BackendRecord("sqt_fast.network.eager:eager_network", 5))
+    mine = load_backend("mine", tiny_model, device="cpu", precision="fp32", batch_size=BATCH, size=SIZE)
+    assert torch.equal(mine.run(network_clips)[0], eager(tiny_model).run(network_clips)[0])
+    assert SIMPLEST == "eager"
