@@ -1,6 +1,12 @@
-"""What DALI's exceptions say. They are RuntimeErrors, mostly an account of where it was. Imports no DALI."""
+"""Whether DALI is there, and what its exceptions say: RuntimeErrors, mostly an account of where. Imports no DALI."""
 
 import re
+from importlib.util import find_spec
+
+
+def is_installed() -> bool:
+    """Return whether DALI is there, without importing it."""
+    return find_spec("nvidia") is not None and find_spec("nvidia.dali") is not None
 
 
 def in_words(error: BaseException) -> str:

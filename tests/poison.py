@@ -19,6 +19,7 @@ from sqt_fast.engine.decoder_tools import CpuTools
 from sqt_fast.engine.events import Alive, ClipsLabelled, Note
 from sqt_fast.engine.process import shared_memory, start_heartbeat
 from sqt_fast.engine.results import RunCounters, VideoResult, WeightsInfo
+from sqt_fast.engine.suspects import DEVICE_LOST_EXIT
 from sqt_fast.errors import BackendError, CheckpointError
 from sqt_fast.table.schema import Row
 from sqt_fast.video.archive import VideoFile
@@ -229,7 +230,7 @@ def serve_script(
                 os.kill(os.getpid(), signal.SIGSEGV)
             if video.path in script.lost and script.strikes(f"lost the device over {video.path}"):
                 connection.send(("lost", "CUDA error: an illegal memory access was encountered"))
-                os._exit(1)
+                os._exit(DEVICE_LOST_EXIT)
             if video.path in script.silent and script.strikes(f"hung on {video.path}"):
                 time.sleep(1000)
             if video.path == "refused":

@@ -564,3 +564,19 @@ def test_views_are_kept_by_their_place() -> None:
         assert np.array_equal(sheet.embeddings, scores[:, :, :2].numpy())
         kept.append(sheet.scores.mean(axis=1).tobytes())
     assert kept[0] == kept[1]
+
+
+def test_a_network_that_fails_on_video_after_video_is_no_videos_fault(good: list[VideoFile]) -> None:
+    """Though a blank clip comes through."""
+
+    class Picky(MeansBackend):
+        def run(self, clips: Tensor) -> tuple[Tensor, Tensor]:
+            if (clips[0].double().mean((1, 2)) - BLANK).abs().max() > 0.2:
+                raise ValueError("not this one")
+            return super().run(clips)
+
+    with pytest.raises(BackendError, match=r"the network fails on every clip \(not this one\)"):
+        label(good * 2, Picky(), batch_size=1)
+
+
+BLANK = CpuBatches(FAST.protocol, torch.float32).batch([], 1)[0].double().mean((1, 2))

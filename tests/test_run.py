@@ -18,6 +18,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from sqt_fast.config import IndexConfig
 from sqt_fast.engine.decoder_tools import CpuTools
@@ -29,6 +30,7 @@ from sqt_fast.engine.results import Summary, VideoResult
 from sqt_fast.engine.supervisor import Supervisor
 from sqt_fast.engine.worker import Worker
 from sqt_fast.errors import BackendError, ConfigError, InterruptedRunError, OutputError, SqtError
+from sqt_fast.network.backends import NetworkBackend
 from sqt_fast.network.choose import Choice
 from sqt_fast.network.registry import BACKENDS
 from sqt_fast.run import run
@@ -621,6 +623,36 @@ def test_parts_of_a_finished_table_never_come_back(lab: Lab, monkeypatch: pytest
     lab.run(top_k=2, overwrite=True)
     assert len(lab.watcher.results) == 4
     assert {len(r["topk_ids"]) for r in lab.rows() if r["status"] == "ok"} == {2}
+
+
+def test_a_resumed_run_begins_with_the_batches_that_fit(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = NetworkBackend.run
+
+    def small(self: NetworkBackend, clips: Any) -> Any:
+        if len(clips) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return run(self, clips)
+
+    lab.run()
+    whole = lab.rows()
+    with monkeypatch.context() as patch:
+        patch.setattr(NetworkBackend, "run", small)
+        kill_after(patch, 2)
+        with pytest.raises(KilledError):
+            lab.run(overwrite=True)
+    assert json.loads((lab.parts / "run.json").read_text())["metadata"]["choice"]["batch_size"] == 2
+    seen: list[int] = []
+
+    def watched(self: NetworkBackend, clips: Any) -> Any:
+        seen.append(len(clips))
+        return run(self, clips)
+
+    monkeypatch.setattr(NetworkBackend, "run", watched)
+    lab.run(batch_size=None)
+    assert set(seen) == {2}
+    assert [r | {"score": 0, "topk_scores": 0} for r in lab.rows()] == [
+        r | {"score": 0, "topk_scores": 0} for r in whole
+    ]
 
 
 # -- other processes --------------------------------------------------------------------------------------------------

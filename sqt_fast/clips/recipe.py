@@ -21,11 +21,6 @@ class Recipe:
         """Return the recipe that ``config`` asks for."""
         return cls(find_protocol(config.protocol, config.weights), config.stride_s, config.target_fps)
 
-    @property
-    def crop_size(self) -> int | None:
-        """The centre that alone is needed of every frame, None where several crops are made."""
-        return self.protocol.crop_size if self.protocol.num_crops == 1 else None
-
     def plan(self, facts: Probe) -> ClipPlan:
         """Return the clips of a probed video."""
         return plan_clips(

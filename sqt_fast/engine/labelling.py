@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 
 # A clip with more replaced frames than this says more about the damage than about the video.
 MAX_MISSING = 8
+# So many videos, one after the other, cannot all be what a network fails on.
+MAX_FAILED_IN_A_ROW = 3
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,7 @@ class Labelling:
         self.jobs = Jobs()
         self._sheets: dict[Job, Sheet] = {}
         self._slots: list[Slot] = []
+        self._failed_in_a_row: set[Job] = set()
         self._ready: queue.Queue[tuple[Job, View | None]] = queue.Queue(maxsize=2 * task.batch_size)
         self._decoders = Decoders(self.jobs, task.recipe, self.batches, setup, self._put, report)
 
@@ -197,6 +200,7 @@ class Labelling:
                 continue
             outputs, error = self._try(part)
             if outputs is not None:
+                self._failed_in_a_row.clear()
                 yield from ((job, view, (outputs[0][i], outputs[1][i])) for i, (job, view) in enumerate(part))
             elif error is not None and self._may_halve(error):
                 todo.appendleft(part)
@@ -240,16 +244,17 @@ class Labelling:
         return True
 
     def _blame(self, slot: Slot, error: Exception | None) -> None:
-        """Note that the network fails on one clip. Raises BackendError if it fails on a blank one just so."""
+        """Note that the network fails on one clip. Raises BackendError if it fails on a blank too, or on all videos."""
         job, view = slot
-        blank = View(view.clip_index, view.crop, torch.zeros_like(view.clip), 0, view.top, view.left)
-        outputs, again = self._try([(job, blank)])
-        if outputs is None:
-            assert again is not None
+        self._failed_in_a_row.add(job)
+        again = error
+        if len(self._failed_in_a_row) < MAX_FAILED_IN_A_ROW:
+            blank = View(view.clip_index, view.crop, torch.zeros_like(view.clip), 0, view.top, view.left)
+            _, again = self._try([(job, blank)])
+        if again is not None:
             self._may_halve(again)
-            raise BackendError(
-                f"the network fails on every clip ({first_line(again)}); try another --backend"
-            ) from again
+            message = f"the network fails on every clip ({first_line(again)}); try another --backend"
+            raise BackendError(message) from again
         reason = "" if error is None else f": {type(error).__name__}: {error}"
         job.fail(VideoError("error", f"the network failed on clip {view.clip_index}{reason}"))
 

@@ -38,12 +38,12 @@ class ChildError(Exception):
     """A child process died or hangs. It is gone; start another.
 
     hung: it was silent for too long and was killed for that. killed: somebody else killed it, most likely the kernel,
-    because memory ran out.
+    because memory ran out. exit_code: of one that ended by itself.
     """
 
-    def __init__(self, message: str, *, hung: bool = False, killed: bool = False) -> None:
+    def __init__(self, message: str, *, hung: bool = False, killed: bool = False, exit_code: int | None = None) -> None:
         super().__init__(message)
-        self.hung, self.killed = hung, killed
+        self.hung, self.killed, self.exit_code = hung, killed, exit_code
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ class ChildProcess:
         code = self.process.returncode
         self.kill()
         if code is None or code >= 0:
-            return ChildError(f"{self.title} ended unasked (exit code {code})")
+            return ChildError(f"{self.title} ended unasked (exit code {code})", exit_code=code)
         try:
             name = signal.Signals(-code).name
         except ValueError:

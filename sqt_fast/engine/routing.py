@@ -8,6 +8,8 @@ import ctypes
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from sqt_fast.pipelines.dali_errors import is_installed
+
 # Profiles that NVDEC decodes on every GPU since Turing, Hopper among them (Video Codec SDK 13.0, NVDEC application
 # note). None: whatever the profile. FFmpeg's names.
 _PROFILES = {
@@ -62,6 +64,8 @@ def why_no_gpu_decoder() -> str | None:
 
     if not torch.cuda.is_available():
         return "torch sees no CUDA GPU"
+    if not is_installed():
+        return "DALI is not installed (pip install 'sqt-fast[gpu]')"
     try:
         ctypes.CDLL("libnvcuvid.so.1")
     except OSError:

@@ -16,7 +16,7 @@ from sqt_fast.engine.events import BatchSizeChanged, Note, Report
 from sqt_fast.engine.memory import Resources
 from sqt_fast.engine.process import ChildError, ChildProcess
 from sqt_fast.engine.results import EarlierRun, RunCounters, VideoResult, WeightsInfo
-from sqt_fast.engine.suspects import Suspects, Verdicts, WorkerLostError
+from sqt_fast.engine.suspects import DEVICE_LOST_EXIT, Suspects, Verdicts, WorkerLostError
 from sqt_fast.errors import BackendError, SqtError
 from sqt_fast.video.archive import VideoFile
 
@@ -73,7 +73,7 @@ class Supervisor:
         Raises BackendError when workers do not come up any more or lose their device one after the other.
         """
         todo, suspects, in_hand = deque(videos), Suspects(), dict[str, VideoFile]()
-        verdicts = Verdicts()
+        verdicts, good = Verdicts(), list[VideoFile]()
         while todo or suspects.groups or in_hand:
             try:
                 self._feed(todo, suspects, in_hand)
@@ -92,8 +92,10 @@ class Supervisor:
                 if suspects.groups and not in_hand:
                     suspects.cleared()
                 yield from verdicts.came_through()
+                good[:] = [result.video]
                 yield result
-        yield from verdicts.at_the_end()
+        if verdicts.held is not None:
+            yield self._proven(verdicts, good)
         self._finish()
 
     def close(self) -> None:
@@ -125,6 +127,21 @@ class Supervisor:
         result, counters = value
         self._counters.add(counters)
         return result
+
+    def _proven(self, verdicts: Verdicts, good: list[VideoFile]) -> VideoResult:
+        """Return the verdict that is left when all is done, once a video that came through before does so again."""
+        assert verdicts.held is not None
+        reason, advice = verdicts.held.rows[0].error_message, "check the GPU, or use --device cpu"
+        if not good:
+            raise BackendError(f"{reason}, and nothing else could be labelled; {advice}")
+        try:
+            self._start_labelling()
+            self._send(good)
+            while self._result() is None:
+                pass
+        except WorkerLostError as error:
+            raise BackendError(f"{reason}, and {error}; {advice}") from error
+        return verdicts.held
 
     def _batch_size(self) -> int:
         return 0 if self._choice is None else int(self._choice["batch_size"])
@@ -177,7 +194,8 @@ class Supervisor:
                     raise BackendError(f"the worker was not ready after {START_LIMIT_S / 60:.0f} minutes")
         except WorkerLostError as error:
             self.close()
-            raise BackendError(f"{error} while it made ready; is there enough memory?") from error
+            advice = "check the GPU, or use --device cpu" if error.device else "is there enough memory?"
+            raise BackendError(f"{error} while it made ready; {advice}") from error
         return news[1]
 
     # -- messages -----------------------------------------------------------------------------------------------------
@@ -190,7 +208,7 @@ class Supervisor:
                 self._child = ChildProcess("sqt_fast.engine.worker:serve", *args, title="worker")
             self._child.send(message)
         except ChildError as error:
-            raise WorkerLostError(str(error)) from error
+            raise _lost(error) from error
         except OSError as error:  # the machine has no room for one more process now
             raise BackendError(f"no worker can be started: {(error.strerror or str(error)).lower()}") from error
 
@@ -200,7 +218,7 @@ class Supervisor:
         try:
             kind, value = self._child.receive(timeout_s)
         except ChildError as error:
-            raise WorkerLostError(str(error)) from error
+            raise _lost(error) from error
         if kind == "event":
             if isinstance(value, BatchSizeChanged) and self._choice is not None:
                 self._choice["batch_size"] = value.batch_size
@@ -211,3 +229,10 @@ class Supervisor:
             assert isinstance(value, SqtError)
             raise value
         return kind, value
+
+
+def _lost(error: ChildError) -> WorkerLostError:
+    """Return what the end of a worker's process means."""
+    if error.exit_code == DEVICE_LOST_EXIT:
+        return WorkerLostError("the device was lost", device=True)
+    return WorkerLostError(str(error))

@@ -12,6 +12,10 @@ from sqt_fast.video.archive import VideoFile
 ATTEMPTS = 3
 
 
+# With this code a worker ends that has lost its device: its last words may be lost with it.
+DEVICE_LOST_EXIT = 77
+
+
 class WorkerLostError(Exception):
     """The worker's process is gone. device: because it lost its device."""
 
@@ -65,7 +69,6 @@ class Verdicts:
         self.lost_in_a_row = 0
         self.allowed = ATTEMPTS
         self.held: VideoResult | None = None
-        self.has_worked = False
 
     def lost(self, error: WorkerLostError, in_hand: int) -> None:
         """Count a loss. Raises BackendError after one too many."""
@@ -90,17 +93,10 @@ class Verdicts:
 
     def came_through(self) -> Generator[VideoResult, None, None]:
         """Note that the device works, and yield what was held back."""
-        self.lost_in_a_row, self.has_worked = 0, True
+        self.lost_in_a_row = 0
         if self.held is not None:
             held, self.held = self.held, None
             yield held
-
-    def at_the_end(self) -> Generator[VideoResult, None, None]:
-        """Yield what was held back, if the device ever worked."""
-        if self.held is not None and not self.has_worked:
-            raise BackendError(f"{self.held.rows[0].error_message}, and nothing could be labelled; use --device cpu")
-        if self.held is not None:
-            yield self.held
 
     def _give_up(self, error: WorkerLostError) -> None:
         raise BackendError(

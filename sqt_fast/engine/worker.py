@@ -24,6 +24,7 @@ from sqt_fast.engine.memory import Resources, affordable_decoders
 from sqt_fast.engine.process import serve_requests, start_heartbeat
 from sqt_fast.engine.results import EarlierRun, RunCounters, VideoResult, WeightsInfo
 from sqt_fast.engine.routing import why_no_gpu_decoder
+from sqt_fast.engine.suspects import DEVICE_LOST_EXIT
 from sqt_fast.errors import BackendError, DeviceLostError, SqtError, first_line
 from sqt_fast.network.backends import Backend
 from sqt_fast.network.choose import Choice, choose, find_device, open_backend
@@ -111,12 +112,12 @@ class Worker:
         """Return what squeezes on the GPU where the kernel runs, else on the CPU."""
         protocol = self.recipe.protocol
         if device.startswith("cuda"):
-            from sqt_fast.clips.device_batches import DeviceBatches  # here: Triton takes a third of a second to import
-
             try:
+                from sqt_fast.clips.device_batches import DeviceBatches  # here: Triton takes a while to import
+
                 return DeviceBatches(protocol, backend.dtype, device)
-            except BackendError as error:
-                self.report(Note(f"clips are squeezed on the CPU: {error}"))
+            except (BackendError, ModuleNotFoundError) as error:
+                self.report(Note(f"clips are squeezed on the CPU: {error}; pip install 'sqt-fast[gpu]' helps"))
         return CpuBatches(protocol, backend.dtype)
 
     def _open_gpu(self, device: str) -> "GpuRoute | None":
@@ -201,7 +202,7 @@ class _Server:
         logging.getLogger(__name__).debug("the worker failed", exc_info=error)
         if isinstance(error, DeviceLostError) or kind_of(error) is Failure.DEVICE:
             self.send(("lost", first_line(error)))
-            os._exit(1)  # CUDA's own clean-up may hang
+            os._exit(DEVICE_LOST_EXIT)  # CUDA's own clean-up may hang
         if isinstance(error, SqtError):
             return "error", error
         return "error", BackendError(f"the worker failed: {type(error).__name__}: {first_line(error)}")
