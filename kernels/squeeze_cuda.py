@@ -230,4 +230,4 @@ def _cupy() -> Any:
     except ModuleNotFoundError as error:
         if error.name != "cupy":
             raise
-        raise BackendError("the CUDA C++ kernels need cupy, which is missing: pip install 'sqt-fast[cuda]'") from None
+        raise BackendError("the CUDA C++ kernels need cupy, which is missing: pip install 'sqt-fast[gpu]'") from None

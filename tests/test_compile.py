@@ -46,6 +46,7 @@ def of(compiled: list[dict[str, Any]], architecture: int) -> list[dict[str, Any]
     return found
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_all_compile_without_spills(compiled: list[dict[str, Any]], architecture: int) -> None:
     bad = [

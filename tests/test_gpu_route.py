@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from sqt_fast.clips.device_batches import DeviceBatches
 from sqt_fast.clips.recipe import Recipe
 from sqt_fast.clips.resize import resize, upright
 from sqt_fast.config import FAST
@@ -214,6 +215,43 @@ def test_what_the_gpu_cannot_decode_the_host_does(
     assert [row.decoder for row in rows] == [decoder] * 2
     (wanted,) = label(only, backend, None).values()
     assert np.abs(probabilities(rows) - probabilities(wanted)).max() < (0.04 if good else 1e-9)
+
+
+class Elsewhere(Tensor):
+    """A tensor that says it lies on a GPU, and meets others only where PyTorch would let it: in copies."""
+
+    @property
+    def device(self) -> torch.device:  # type: ignore[override]
+        return torch.device("cuda")
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = [t for t in (*args, *(kwargs or {}).values()) for t in (t if isinstance(t, list | tuple) else [t])]
+        kinds = {isinstance(t, cls) for t in given if isinstance(t, Tensor)}
+        if len(kinds) > 1 and func is not Tensor.copy_:
+            raise RuntimeError("Expected all tensors to be on the same device, but found at least two devices")
+        return super().__torch_function__(func, types, args, kwargs or {})  # type: ignore[no-untyped-call]
+
+
+class OnAGpu(Broken):
+    """A route whose frames stay on the device where they were decoded, until it fails."""
+
+    def decode(self, *args: Any, **options: Any) -> Tensor:
+        return super().decode(*args, **options).as_subclass(Elsewhere)
+
+
+@pytest.mark.parametrize("good", [1, 9], ids=["both routes in one clip", "the GPU alone"])
+def test_frames_of_a_gpu_become_clips(
+    folder: Path, backend: Backend, route: GpuRoute, kernel_device: str, good: int
+) -> None:
+    """The road from decoder to network, with frames on another device than the CPU's and some that are not."""
+    there = OnAGpu(route, good, SegmentError("the driver hangs"))
+    batches = DeviceBatches(FAST, backend.dtype, kernel_device)
+    (rows,) = label(folder / "vp8.webm", backend, there, batches=batches).values()
+    assert {row.status for row in rows} == {"ok"}, rows[0].error_message
+    assert {row.decoder for row in rows} == {"nvdec, cpu" if good == 1 else "nvdec"}
+    (wanted,) = label(folder / "vp8.webm", backend, Broken(route, good, SegmentError("so"))).values()
+    assert np.abs(probabilities(rows) - probabilities(wanted)).max() < 1e-4
 
 
 def test_an_unforeseen_error_is_of_one_video(folder: Path, backend: Backend, route: GpuRoute) -> None:

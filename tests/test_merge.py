@@ -294,6 +294,7 @@ print(peak_mb() - before)
 """
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("layout", ["parts", "one row group"])
 def test_memory_and_open_files_are_bounded(tmp_path: Path, layout: str) -> None:
     """400 MB of embeddings."""

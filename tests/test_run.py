@@ -701,6 +701,7 @@ def all_gone(pids: list[int]) -> bool:
     return wait_until(lambda: not any(map(is_alive, pids)), 2)
 
 
+@pytest.mark.exhaustive
 def test_kill_9_at_any_moment(many: Path, tmp_path: Path, tiny_weights: tuple[str, str], clean: pa.Table) -> None:
     lab = Lab(many, tmp_path / "killed.parquet", tiny_weights)
     dice = random.Random(7)
@@ -890,6 +891,7 @@ def parent_of(pid: int) -> int:
     return 0
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("seed", [1, 2])
 def test_processes_killed_at_random_leave_no_trace(
     many: Path, tmp_path: Path, tiny_weights: tuple[str, str], seed: int, clean: pa.Table

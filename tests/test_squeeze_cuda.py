@@ -150,7 +150,7 @@ def test_on_the_host_equals_the_reference(
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", [case for _, case in KINDS.values()], ids=KINDS)
 def test_on_a_gpu_equals_the_reference(dtype: torch.dtype, case: Callable[[], dict[str, Any]]) -> None:
-    pytest.importorskip("cupy", reason="no cupy: pip install 'sqt-fast[cuda]'")
+    pytest.importorskip("cupy", reason="no cupy: pip install 'sqt-fast[gpu]'")
     on_gpu: dict[str, Any] = {n: v.cuda() if isinstance(v, Tensor) else v for n, v in case().items()}
     stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream())
@@ -190,7 +190,7 @@ def test_an_error_of_the_compiler_is_shown() -> None:
 
 def test_without_cupy_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cupy", None)
-    with pytest.raises(BackendError, match=re.escape("pip install 'sqt-fast[cuda]'")):
+    with pytest.raises(BackendError, match=re.escape("pip install 'sqt-fast[gpu]'")):
         squeeze_cuda(**clips(2, 3, flip=False, colour=False, index_dtype=torch.int64), dtype=torch.float32)
 
 

@@ -36,7 +36,7 @@ def _fake_devices(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     monkeypatch.setattr("sqt_fast.engine.supervisor.ChildProcess", start)
     yield
-    assert wait_until(lambda: not descendants(os.getpid()), 2)
+    assert wait_until(lambda: not descendants(os.getpid()))
 
 
 def videos(*names: str) -> list[VideoFile]:

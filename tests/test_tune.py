@@ -49,6 +49,7 @@ def by_rows(launch: Launch) -> float:
     return float(launch.args["BLOCK_M"])
 
 
+@pytest.mark.exhaustive
 @TORCH_COMPILE
 def test_the_network_is_tuned_as_it_runs(tiny_network: SqueezeTime, kernel_device: str, said: list[str]) -> None:
     watch = FakeStopwatch(by_rows)

@@ -19,7 +19,7 @@ from sqt_fast.engine.memory import Resources
 from sqt_fast.engine.process import ChildProcess
 from sqt_fast.engine.results import EarlierRun, RunCounters
 from sqt_fast.engine.worker import Worker
-from sqt_fast.errors import BackendError, CheckpointError
+from sqt_fast.errors import BackendError, ConfigError
 from sqt_fast.network.choose import Choice
 from sqt_fast.video.archive import find_videos
 from tests.conftest import TINY_LABELS
@@ -157,7 +157,7 @@ def child(config: IndexConfig) -> Iterator[ChildProcess]:
     child = ChildProcess("sqt_fast.engine.worker:serve", config, RESOURCES, CpuTools, 30, title="worker")
     yield child
     child.kill()
-    assert wait_until(lambda: not descendants(os.getpid()), 2)
+    assert wait_until(lambda: not descendants(os.getpid()))
 
 
 def ask(child: ChildProcess, *request: Any) -> list[tuple[str, Any]]:
@@ -202,7 +202,7 @@ def test_expected_errors_pass_as_they_are(config: IndexConfig) -> None:
     gone.send(("load",))
     kind, error = gone.receive(60)
     assert kind == "error"
-    assert isinstance(error, CheckpointError)
+    assert isinstance(error, ConfigError)
     assert "no such file" in str(error)
     gone.kill()
 

@@ -33,13 +33,27 @@ class DeviceBatches:
             raise BackendError(first_line(error)) from error
 
     def views(self, clip: Clip) -> Iterator[View]:
-        """See Batches. All crops share the bytes, which lie where the GPU can fetch them by itself."""
+        """See Batches. All crops share the bytes, which lie on the GPU, or where it can fetch them by itself."""
         height, width, _ = clip.images[0].shape
-        frames = torch.empty((len(clip.images), height, width, 3), dtype=torch.uint8, pin_memory=self.is_cuda)
-        torch.stack(clip.images, out=frames)
+        frames = self._together(clip.images)
         size = self.protocol.crop_size
         for crop, (top, left) in enumerate(crop_corners(height, width, size, self.protocol.num_crops)):
             yield View(clip.clip_index, crop, frames, clip.missing, top, left)
+
+    def _together(self, images: list[Tensor]) -> Tensor:
+        """Return images (H, W, 3) as one tensor (16, H, W, 3): on the GPU if one of them is.
+
+        Some frames of a video may have been decoded there and some on the CPU.
+        """
+        shape = (len(images), *images[0].shape)
+        decoded_there = next((image for image in images if image.device.type != "cpu"), None)
+        if decoded_there is None:
+            frames = torch.empty(shape, dtype=torch.uint8, pin_memory=self.is_cuda)
+            return torch.stack(images, out=frames)
+        frames = decoded_there.new_empty(shape)
+        for frame, image in zip(frames, images, strict=True):
+            frame.copy_(image)  # the one thing that may cross from device to device
+        return frames
 
     def batch(self, views: list[View], batch_size: int) -> Tensor:
         """See Batches. One launch for neighbours of one size: most often, for all."""
