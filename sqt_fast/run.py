@@ -87,7 +87,8 @@ class _Run:
         unfinished = self.parts.run
         metadata = unfinished["metadata"] if unfinished is not None else base_metadata
         hopeless = self._hopeless(todo, ledger) if metadata is not None else []
-        todo = [video for video in todo if video not in {result.video for result in hopeless}]
+        settled = {result.video for result in hopeless}
+        todo = [video for video in todo if video not in settled]
         if todo:
             metadata = self._label(todo, settings, base_metadata, hopeless)
         elif hopeless:
@@ -102,6 +103,7 @@ class _Run:
             assert base, "nothing to do, and yet no table"
             self.watcher.note(f"{self.config.output} is complete and up to date: nothing to decode")
             self._take_counts(count(self.config.output))
+        self.summary.labels_mean_nothing = bool((metadata or {}).get("labels_mean_nothing"))
         return self.summary
 
     # -- what is there ------------------------------------------------------------------------------------------------
@@ -201,7 +203,6 @@ class _Run:
         weights = labeller.load()
         if weights.meaningless:
             self.watcher.note("the weights are random, never trained: the labels of this table mean nothing")
-            self.summary.labels_mean_nothing = True
         if weights.labels is None:
             raise ConfigError(f"--weights {self.config.weights}: a backbone without a classifier has nothing to say")
         if self.config.top_k > len(weights.labels):

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -291,3 +292,17 @@ def test_other_files_are_left_out_and_told(tmp_path: Path) -> None:
     assert sorted(Path(path).name for path in left_out) == ["b.gif", "c.txt"]
     found = find_videos([str(tmp_path / "*.*")])
     assert [Path(v.path).name for v in found] == ["a.mp4", "b.gif"]  # named, if by a pattern
+
+
+def test_a_folder_that_goes_while_it_is_searched_is_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.mp4").touch()
+    (tmp_path / "b").mkdir()
+    stat_ = Path.stat
+
+    def refuse(self: Path, **options: Any) -> os.stat_result:
+        if self.name == "b":
+            raise PermissionError(13, "Permission denied")
+        return stat_(self, **options)
+
+    monkeypatch.setattr(Path, "stat", refuse)
+    assert [Path(video.path).name for video in find_videos([str(tmp_path)])] == ["a.mp4", "b"]

@@ -75,14 +75,37 @@ def test_what_hangs_is_tried_once_more_beside_the_others(times: int) -> None:
     assert set(do.free) == {TOTAL - 1000}
 
 
-def test_without_room_for_a_process_it_waits_for_the_others() -> None:
-    worker = make()
-    worker.processes[1]._child = object()  # type: ignore[assignment]  # another decoder lives
-    do = Trouble(worker, 2, BlockingIOError(11, "Resource temporarily unavailable"))
-    assert worker._attempt(do, 1000) == "done"
-    worker.processes[1]._child = None
-    with pytest.raises(BackendError, match=r"^no decoder can be started: resource temporarily unavailable$"):
-        worker._attempt(Trouble(worker, 99, BlockingIOError(11, "Resource temporarily unavailable")), 1000)
+@pytest.mark.parametrize("room", [0, 1, 2])
+def test_without_room_for_a_process_the_others_do_its_work(
+    archive: Path, monkeypatch: pytest.MonkeyPatch, room: int
+) -> None:
+    """Whoever has none gives back what it took and leaves; when nobody is left, the run ends."""
+    ended: list[str] = []
+    jobs = Jobs()
+    worker = make(jobs, lambda job, view: ended.append(job.video.path) if view is None else None, num_decoders=3)
+    started: set[int] = set()
+    start = DecoderProcess._start
+
+    def sometimes(self: DecoderProcess) -> Any:
+        if id(self) not in started and len(started) == room:
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+        started.add(id(self))
+        return start(self)
+
+    monkeypatch.setattr(DecoderProcess, "_start", sometimes)
+    videos = find_videos([str(archive)])
+    jobs.add(videos)
+    jobs.close()
+    worker.start()
+    for thread in worker.threads:
+        thread.join(60)
+        assert not thread.is_alive()
+    if room:
+        assert worker.error is None
+        assert sorted(ended) == sorted(video.path for video in videos)
+    else:
+        assert isinstance(worker.error, BackendError)
+        assert str(worker.error) == "no decoder can be started: resource temporarily unavailable"
 
 
 @pytest.mark.parametrize("error", [VideoError("error", "x"), BackendError("x"), ValueError("x")], ids=repr)

@@ -110,8 +110,27 @@ def test_it_waits_for_what_may_come(jobs: Jobs) -> None:
     work = other.answer.get(timeout=5)
     assert work is not None
     assert work[0] is first
-    assert jobs.take(first) is None
+    last = Asker(jobs)
+    assert last.waits  # what is in hand may be given back
+    jobs.segment_done(first, crashed=False)
+    assert last.answer.get(timeout=5) is None
     assert jobs.added == 1
+
+
+def test_what_is_given_back_is_handed_out_again(jobs: Jobs) -> None:
+    jobs.add([video("a")])
+    jobs.close()
+    a, _ = take(jobs, None)
+    jobs.give_back(a, None)
+    again, nothing = take(jobs, None)
+    assert (again.video, nothing) == (a.video, None)
+    jobs.probed(again, segments(0))
+    work = jobs.take(again)
+    assert work is not None
+    jobs.give_back(*work)
+    assert take(jobs, None) == (again, 0)
+    assert jobs.segment_done(again, crashed=False)
+    assert jobs.take(None) is None
 
 
 def test_the_end_is_told_to_all_who_wait(jobs: Jobs) -> None:
@@ -133,6 +152,8 @@ def test_work_that_is_there_is_done_after_closing(jobs: Jobs) -> None:
     jobs.probed(b, segments(0))
     assert take(jobs, b) == (b, 0)
     assert take(jobs, b) == (a, 0)
+    assert jobs.segment_done(b, crashed=False)
+    assert jobs.segment_done(a, crashed=False)
     assert jobs.take(b) is None
 
 
@@ -163,6 +184,8 @@ def test_everything_is_given_out_once(jobs: Jobs, seed: int) -> None:
             given.put((own.video.path, None if segment is None else segment.start))
             if segment is None:
                 jobs.probed(own, segments(*range(sizes[own.video.path])))
+            else:
+                jobs.segment_done(own, crashed=False)
 
     threads = [threading.Thread(target=work, daemon=True) for _ in range(4)]
     for thread in threads:

@@ -20,12 +20,14 @@ from sqt_fast.engine.memory import (
     GIB,
     MAX_DECODERS,
     Budget,
+    Resources,
     affordable_decoders,
     available_bytes,
     decoding_bytes,
     parse_memory,
     plan_resources,
     usable_cores,
+    with_gpu_threads,
 )
 from sqt_fast.errors import ConfigError
 from sqt_fast.video.packets import PacketColumns
@@ -206,6 +208,15 @@ def test_decoders_are_as_many_as_memory_allows() -> None:
     assert affordable_decoders(GIB) == 2
     assert affordable_decoders(1) == 1
     assert affordable_decoders(1000 * GIB) == 64
+
+
+@pytest.mark.parametrize(("memory", "threads", "decoders"), [(16, 28, 28), (2, 28, 5), (16, 2, 4)])
+def test_decoders_of_a_gpu_obey_the_memory(memory: int, threads: int, decoders: int) -> None:
+    """What more processes take is taken from what they may decode with."""
+    before = Resources(4, memory * GIB - 4 * DECODER_BYTES, cores=4)
+    after = with_gpu_threads(before, threads)
+    assert after.num_decoders == decoders
+    assert after.memory_bytes + after.num_decoders * DECODER_BYTES == memory * GIB
 
 
 def test_a_machine_that_says_nothing(tmp_path: Path) -> None:

@@ -182,3 +182,17 @@ def test_a_lock_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="cannot write beside it"), Parts(tmp_path / "t.parquet"):
         pass
     assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_run_json_that_may_not_be_read_now_is_not_to_be_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: Any, **options: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    with Parts(tmp_path / "t.parquet") as parts:
+        parts.start({})
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "read_text", refuse)
+            with pytest.raises(OutputError, match=r"run\.json: cannot be read \(Permission denied\)$"):
+                _ = parts.run

@@ -333,3 +333,17 @@ def test_protocols_belong_to_the_published_weights() -> None:
     assert find_protocol("official", "k400") is OFFICIAL
     assert find_protocol("official", "some/file.pth") is OFFICIAL
     assert find_protocol("official", "hmdb51") is OFFICIAL_HMDB51
+
+
+def test_the_protocol_of_a_published_file_is_known_by_its_content(cache: Path, tmp_path: Path) -> None:
+    """Once it was seen: under any name, and no other file under its name."""
+    cache.mkdir()
+    path = cache / PUBLISHED["hmdb51"].file
+    pth(cache, 51).rename(path)
+    load_weights("hmdb51", progress=False)
+    renamed = tmp_path / "mine.pth"
+    renamed.write_bytes(path.read_bytes())
+    assert find_protocol("official", str(renamed)) is OFFICIAL_HMDB51
+    other = tmp_path / PUBLISHED["hmdb51"].file
+    other.write_bytes(b"of another content")
+    assert find_protocol("official", str(other)) is OFFICIAL

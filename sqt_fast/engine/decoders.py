@@ -44,6 +44,10 @@ LONG_SEGMENT = 600
 MAX_THREADS = 8
 
 
+class NoProcessError(Exception):
+    """The machine has no room for one more process now."""
+
+
 @dataclass(frozen=True)
 class DecoderSetup:
     """What decoders work with. tools: what runs in their processes; gpu: the GPU's decoders, None for the CPU alone."""
@@ -78,6 +82,7 @@ class Decoders:
             DecoderProcess(tools=setup.tools, hang_s=self.resources.hang_s, limits=limits, report=report)
             for _ in range(self.resources.num_decoders)
         ]
+        self._lock, self._living = threading.Lock(), len(self.processes)
         self._at_work = [threading.Event() for _ in self.processes]
         self.threads = [
             threading.Thread(target=self._loop, args=(i,), name=f"decode-{i}", daemon=True)
@@ -105,10 +110,14 @@ class Decoders:
             self._wait_for_turn(number)
             while (work := self.jobs.take(own)) is not None:
                 own, segment = work
-                if segment is None:
-                    self._probe(own, process)
-                else:
-                    self._segment(own, segment, process)
+                try:
+                    if segment is None:
+                        self._probe(own, process)
+                    else:
+                        self._segment(own, segment, process)
+                except NoProcessError as error:
+                    self._leave(own, segment, error)
+                    return
                 self._at_work[number].set()
         except Exception as error:
             log.debug("a decoder's thread ended", exc_info=True)
@@ -116,6 +125,14 @@ class Decoders:
         finally:
             self._at_work[number].set()
             process.close()
+
+    def _leave(self, job: Job, segment: Segment | None, error: Exception) -> None:
+        """Give work back to the decoders that live, as the machine has no room for this one. Raises if none does."""
+        with self._lock:
+            self._living -= 1
+            if not self._living:
+                raise BackendError(f"no decoder can be started: {error}") from error
+        self.jobs.give_back(job, segment)
 
     def _wait_for_turn(self, number: int) -> None:
         """Begin when the decoder before in a binary tree has done something: few videos start few processes."""
@@ -231,15 +248,9 @@ class Decoders:
                 if self.jobs.stopped:
                     raise VideoError("crashed", "stopped") from error
                 errors.append(error)
-            except OSError as error:
-                self._cannot_start(error)
+            except OSError as error:  # of starting a process
+                raise NoProcessError((error.strerror or str(error)).lower()) from error
         raise VideoError("crashed", f"{errors[-1]}, {len(errors)} times")
-
-    def _cannot_start(self, error: OSError) -> None:
-        """Wait for others when the machine has no room for one more process now. Raises BackendError if none lives."""
-        if not any(process.is_running for process in self.processes):
-            raise BackendError(f"no decoder can be started: {(error.strerror or str(error)).lower()}") from error
-        time.sleep(0.1)
 
     def _emit(self, job: Job, clips: list[Clip]) -> None:
         for clip in clips:
@@ -254,7 +265,7 @@ def _of_the_file(error: Exception) -> VideoError:
     """Return ``error`` as one of the file. Raises it where no file would fare better."""
     if isinstance(error, VideoError):
         return error
-    if isinstance(error, SqtError):
+    if isinstance(error, SqtError | NoProcessError):
         raise error
     if kind_of(error) is Failure.DEVICE:
         raise DeviceLostError(first_line(error)) from error

@@ -66,6 +66,7 @@ class Jobs:
         self._videos: deque[VideoFile] = deque()
         self._open: deque[Job] = deque()
         self._probing = 0
+        self._in_hand = 0  # segments that are being decoded
         self.added = 0
         self.closed = False
         self._stopped = False
@@ -122,23 +123,38 @@ class Jobs:
                 self._open.append(job)
             self._changed.notify_all()
 
+    def give_back(self, job: Job, segment: Segment | None) -> None:
+        """Take back what a thread took and cannot do: another will. segment: None where the job was to be probed."""
+        with self._changed:
+            if segment is None:
+                self._probing -= 1
+                self._videos.appendleft(job.video)
+            else:
+                self._in_hand -= 1
+                if not job.waiting:
+                    self._open.appendleft(job)
+                job.waiting.appendleft(segment)
+            self._changed.notify_all()
+
     def segment_done(self, job: Job, *, crashed: bool) -> bool:
         """Take back a segment. Returns whether it was the job's last.
 
         A job whose segments crash or hang again and again is given up: those that wait are never handed out.
         """
         with self._changed:
+            self._in_hand -= 1
             job.segments_open -= 1
             job.crashed_segments += crashed
             if job.crashed_segments >= MAX_CRASHED_SEGMENTS and job.waiting:
                 job.segments_open -= len(job.waiting)
                 job.waiting.clear()
                 self._open.remove(job)
-                self._changed.notify_all()
+            self._changed.notify_all()
             return not job.segments_open
 
     def _next_segment(self, job: Job) -> Segment:
         segment = job.waiting.popleft()
+        self._in_hand += 1
         if not job.waiting:
             self._open.remove(job)
         return segment
@@ -147,4 +163,4 @@ class Jobs:
         return bool(self._videos or self._open)
 
     def _is_done(self) -> bool:
-        return self.closed and not self._probing
+        return self.closed and not self._probing and not self._in_hand  # what is in hand may be given back

@@ -6,7 +6,7 @@ import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sqt_fast.engine.process import Limits
@@ -50,6 +50,15 @@ def plan_resources(memory_bytes: int | None) -> Resources:
     total = int(DEFAULT_SHARE * available_bytes()) if memory_bytes is None else memory_bytes
     num_decoders = min(cores, affordable_decoders(total))
     return Resources(num_decoders, max(DECODER_BYTES, total - num_decoders * DECODER_BYTES), cores)
+
+
+def with_gpu_threads(resources: Resources, num_threads: int) -> Resources:
+    """Return resources with a decoder for each thread that feeds a GPU, as far as the same memory has room for them."""
+    total = resources.memory_bytes + resources.num_decoders * DECODER_BYTES
+    num_decoders = max(resources.num_decoders, min(num_threads, affordable_decoders(total)))
+    return replace(
+        resources, num_decoders=num_decoders, memory_bytes=max(DECODER_BYTES, total - num_decoders * DECODER_BYTES)
+    )
 
 
 def decoder_limits(resources: Resources) -> Limits:

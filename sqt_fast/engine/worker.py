@@ -11,6 +11,8 @@ from dataclasses import asdict, replace
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any, NoReturn
 
+import torch
+
 from sqt_fast.clips.batches import Batches, CpuBatches
 from sqt_fast.clips.recipe import Recipe
 from sqt_fast.config import IndexConfig
@@ -20,7 +22,7 @@ from sqt_fast.engine.decoders import DecoderSetup
 from sqt_fast.engine.events import Alive, Event, Note, Report, ignore
 from sqt_fast.engine.failures import Failure, kind_of
 from sqt_fast.engine.labelling import Labelling, Task
-from sqt_fast.engine.memory import Resources, affordable_decoders
+from sqt_fast.engine.memory import Resources, with_gpu_threads
 from sqt_fast.engine.process import serve_requests, start_heartbeat
 from sqt_fast.engine.results import EarlierRun, RunCounters, VideoResult, WeightsInfo
 from sqt_fast.engine.routing import why_no_gpu_decoder
@@ -143,9 +145,7 @@ class Worker:
         """Return what decoders may use: with the GPU's, more threads wait than cores compute, if memory allows."""
         if self._gpu is None:
             return self.resources
-        affordable = affordable_decoders(self.resources.memory_bytes)
-        num_decoders = max(self.resources.num_decoders, min(self._gpu.num_threads, affordable))
-        return replace(self.resources, num_decoders=num_decoders)
+        return with_gpu_threads(self.resources, self._gpu.num_threads)
 
 
 def serve(
@@ -157,6 +157,7 @@ def serve(
     what a request gives), ("error", an SqtError), and ("lost", why) when the device is lost; then it ends itself.
     """
     logging.basicConfig(level=log_level, format="%(name)s: %(message)s")
+    torch.set_num_threads(min(torch.get_num_threads(), resources.cores))  # torch knows no container's quota
     server = _Server(connection)
     worker = server.worker = Worker(config, resources, tools, server.report)
     answers: dict[str, Callable[..., Any]] = {

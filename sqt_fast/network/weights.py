@@ -48,10 +48,16 @@ PUBLISHED = {
 
 
 def published_name(weights: str) -> str | None:
-    """Return which of ``PUBLISHED`` these weights are, by name, or by path to the file as it is published."""
+    """Return which of ``PUBLISHED`` these weights are: by name, by content, or by file name if that was never seen."""
     if weights in PUBLISHED:
         return weights
-    return next((name for name, known in PUBLISHED.items() if known.file == Path(weights).name), None)
+    path = Path(weights).expanduser()
+    seen = {name: _sidecar(cache_folder() / known.file) for name, known in PUBLISHED.items()}
+    hashes = {_recorded(sidecar): name for name, sidecar in seen.items() if sidecar.exists()}
+    if hashes and path.is_file() and (found := hashes.get(file_sha256(path))):
+        return found
+    unseen = (name for name, sidecar in seen.items() if not sidecar.exists())
+    return next((name for name in unseen if PUBLISHED[name].file == path.name), None)
 
 
 def find_protocol(name: str, weights: str) -> ClipProtocol:
@@ -141,11 +147,15 @@ def _sidecar(path: Path) -> Path:
     return path.with_name(f"{path.name}.sha256")
 
 
+def _recorded(sidecar: Path) -> str:
+    return (sidecar.read_text(encoding="ascii", errors="replace").split() or ["nothing"])[0]
+
+
 def _checked_sha256(path: Path) -> str:
     """Hash a cached file and compare with what was recorded at its first use. Raises CheckpointError."""
     sha256, sidecar = file_sha256(path), _sidecar(path)
     if sidecar.exists():
-        recorded = (sidecar.read_text(encoding="ascii", errors="replace").split() or ["nothing"])[0]
+        recorded = _recorded(sidecar)
         if recorded != sha256:
             raise CheckpointError(
                 f"{path} has changed: SHA-256 {sha256}, at first use {recorded}; delete it and {sidecar} to download "

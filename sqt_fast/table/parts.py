@@ -84,6 +84,8 @@ class Parts:
             return dict(json.loads((self.folder / "run.json").read_text()))
         except FileNotFoundError:
             return None
+        except OSError as error:
+            raise OutputError(f"{self.folder}/run.json: cannot be read ({error.strerror})") from error
         except (ValueError, TypeError) as error:
             raise OutputError(f"{self.folder}/run.json: cannot be read; remove {self.folder} to start anew") from error
 

@@ -89,9 +89,9 @@ class _Search:
             yield from self._glob(text)
             return
         path = Path(text)
-        if path.is_dir():
+        if os.path.isdir(text):  # noqa: PTH112 - Path's raises where a link leads into a closed folder
             yield from self._walk(path)
-        elif path.suffix.lower() in LIST_SUFFIXES and path.is_file():
+        elif path.suffix.lower() in LIST_SUFFIXES and os.path.isfile(text):  # noqa: PTH113
             yield from self._read_list(path)
         else:
             yield text
@@ -103,7 +103,12 @@ class _Search:
         for folder, folders, files in os.walk(
             root, followlinks=True, onerror=lambda error: unreadable.append(error.filename)
         ):
-            info = Path(folder).stat()
+            try:
+                info = Path(folder).stat()
+            except OSError:  # it was closed or removed meanwhile
+                unreadable.append(folder)
+                folders.clear()
+                continue
             if (info.st_dev, info.st_ino) in seen:
                 folders.clear()
                 continue
@@ -122,7 +127,7 @@ class _Search:
         if not matches:
             raise ConfigError(f"input {pattern}: nothing matches this pattern")
         for match in matches:
-            if Path(match).is_dir():
+            if os.path.isdir(match):  # noqa: PTH112
                 yield from self._walk(Path(match))
             elif Path(match).suffix.lower() in VIDEO_SUFFIXES | NAMED_SUFFIXES:
                 yield match
