@@ -16,6 +16,11 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
+def system_reason(error: Exception) -> str:
+    """Return what the system, or FFmpeg, says of ``error``, to stand in a sentence: "no such file or directory"."""
+    return (getattr(error, "strerror", None) or str(error) or type(error).__name__).lower()
+
+
 class SqtError(Exception):
     """Base class of all expected failures. The command line prints it without a traceback."""
 

@@ -11,7 +11,7 @@ from sqt_fast.engine.decoder_process import DecoderProcess
 from sqt_fast.engine.decoder_tools import CpuTools, ToolsFactory
 from sqt_fast.engine.memory import MAX_DECODERS, usable_cores
 from sqt_fast.engine.process import ChildError
-from sqt_fast.errors import BackendError, SqtError, VideoError
+from sqt_fast.errors import BackendError, SqtError, VideoError, system_reason
 from sqt_fast.video.archive import VideoFile
 from sqt_fast.video.probe import Probe
 
@@ -129,6 +129,6 @@ def _look(video: VideoFile, recipe: Recipe, process: DecoderProcess) -> Finding:
     except SqtError:
         raise
     except OSError as error:
-        raise BackendError(f"no decoder can be started: {(error.strerror or str(error)).lower()}") from error
+        raise BackendError(f"no decoder can be started: {system_reason(error)}") from error
     except Exception as error:  # noqa: BLE001 - whatever one file does, the others must be looked at
         return Finding(video, error=VideoError.unforeseen(error))

@@ -5,7 +5,7 @@ import pickle
 import pytest
 
 from sqt_fast import errors
-from sqt_fast.errors import ConfigError, SqtError, VideoError, first_line
+from sqt_fast.errors import ConfigError, SqtError, VideoError, first_line, system_reason
 from sqt_fast.table.schema import STATUSES
 
 
@@ -31,3 +31,15 @@ def test_usage_is_told_from_failure() -> None:
 )
 def test_the_first_line(error: Exception, line: str) -> None:
     assert first_line(error) == line
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (OSError(28, "No space left on device"), "no space left on device"),
+        (OSError("only 5 bytes came"), "only 5 bytes came"),
+        (OSError(), "oserror"),
+    ],
+)
+def test_what_the_system_says_reads_as_part_of_a_sentence(error: OSError, reason: str) -> None:
+    assert system_reason(error) == reason

@@ -171,7 +171,7 @@ def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             monkeypatch.setattr(name, full)
         monkeypatch.setattr(Path, "unlink", full)
         do = {"start": lambda: parts.start({}), "add": lambda: parts.add(rows("v"))}
-        with pytest.raises(OutputError, match=r"cannot be written \(No space left on device\)"):
+        with pytest.raises(OutputError, match=r"cannot be written \(no space left on device\)"):
             do.get(action, getattr(parts, action))()
         monkeypatch.undo()
 
@@ -194,5 +194,5 @@ def test_a_run_json_that_may_not_be_read_now_is_not_to_be_removed(
         parts.start({})
         with monkeypatch.context() as patch:
             patch.setattr(Path, "read_text", refuse)
-            with pytest.raises(OutputError, match=r"run\.json: cannot be read \(Permission denied\)$"):
+            with pytest.raises(OutputError, match=r"run\.json: cannot be read \(permission denied\)$"):
                 _ = parts.run

@@ -236,7 +236,7 @@ def test_a_table_is_put_in_place_at_once(tmp_path: Path, suffix: str, monkeypatc
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match=r"output .*nowhere/t\.csv: cannot be written \(No such file"):
+    with pytest.raises(OutputError, match=r"output .*nowhere/t\.csv: cannot be written \(no such file"):
         write_table(to_table([EMPTY], None), tmp_path / "nowhere" / "t.csv")
 
 

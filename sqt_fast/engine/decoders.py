@@ -22,7 +22,7 @@ from sqt_fast.engine.jobs import Job, Jobs, Planned
 from sqt_fast.engine.memory import DECODER_BYTES, Budget, Resources, decoder_limits, decoding_bytes
 from sqt_fast.engine.process import ChildError
 from sqt_fast.engine.segment_decoder import SegmentError
-from sqt_fast.errors import BackendError, DeviceLostError, SqtError, VideoError, first_line
+from sqt_fast.errors import BackendError, DeviceLostError, SqtError, VideoError, first_line, system_reason
 from sqt_fast.video.cpu_decoder import DecodeReport
 from sqt_fast.video.segments import Segment
 
@@ -183,23 +183,25 @@ class Decoders:
 
     def _decode_on_gpu(self, job: Job, planned: Planned, segment: Segment, process: DecoderProcess) -> bool:
         """Return whether it worked. The process opens the file: the GPU sees only packets that were asked for."""
-        assert self.gpu is not None
-        facts, started = planned.facts, time.perf_counter()
-        uncropped = self.gpu.uncropped(facts)
+        gpu, facts = self.gpu, planned.facts
+        assert gpu is not None
+        uncropped = gpu.uncropped(facts)
         remuxed = self._attempt(lambda: process.remux(facts.source, segment, uncropped), DECODER_BYTES)
+
+        def decode() -> Iterator[tuple[list[int], Tensor]]:
+            images = gpu.decode(facts, segment, remuxed.data, is_uncropped=remuxed.is_uncropped)
+            yield segment.numbers.tolist(), images
+
         try:
-            images = self.gpu.decode(facts, segment, remuxed.data, is_uncropped=remuxed.is_uncropped)
-            self._gather(job, planned, segment, iter([(segment.numbers.tolist(), images)]))
+            self._gather(job, planned, segment, decode())
         except Exception as error:
             if not isinstance(error, SegmentError) and kind_of(error) is not Failure.MEMORY:
                 raise
             log.debug("%s: %s; decoded on the CPU", job.video.name, error)
             return False
-        finally:
-            job.spend("decode", time.perf_counter() - started)
         with job.lock:
             job.report.add(remuxed.report)
-            job.decoders.add(self.gpu.name)
+            job.decoders.add(gpu.name)
         return True
 
     def _decode_on_cpu(self, job: Job, planned: Planned, segment: Segment, process: DecoderProcess) -> None:
@@ -225,8 +227,10 @@ class Decoders:
         intake = planned.maker.segment(segment.numbers)
         while True:
             started = time.perf_counter()
-            chunk = next(chunks, None)
-            job.spend("decode", time.perf_counter() - started)
+            try:
+                chunk = next(chunks, None)
+            finally:
+                job.spend("decode", time.perf_counter() - started)
             if chunk is None or self.jobs.stopped:
                 break
             self._emit(job, intake.add(*chunk))
@@ -249,7 +253,7 @@ class Decoders:
                     raise VideoError("crashed", "stopped") from error
                 errors.append(error)
             except OSError as error:  # of starting a process
-                raise NoProcessError((error.strerror or str(error)).lower()) from error
+                raise NoProcessError(system_reason(error)) from error
         raise VideoError("crashed", f"{errors[-1]}, {len(errors)} times")
 
     def _emit(self, job: Job, clips: list[Clip]) -> None:

@@ -16,8 +16,8 @@ from sqt_fast.engine.events import BatchSizeChanged, Note, Report
 from sqt_fast.engine.memory import Resources
 from sqt_fast.engine.process import ChildError, ChildProcess
 from sqt_fast.engine.results import EarlierRun, RunCounters, VideoResult, WeightsInfo
-from sqt_fast.engine.suspects import DEVICE_LOST_EXIT, Suspects, Verdicts, WorkerLostError
-from sqt_fast.errors import BackendError, SqtError
+from sqt_fast.engine.suspects import DEVICE_LOST_EXIT, LOST_DEVICE_ADVICE, Suspects, Verdicts, WorkerLostError
+from sqt_fast.errors import BackendError, SqtError, system_reason
 from sqt_fast.video.archive import VideoFile
 
 # Videos in the worker's hands beyond one a decoder and those that wait for the network, of a clip each at least, for
@@ -73,7 +73,8 @@ class Supervisor:
         Raises BackendError when workers do not come up any more or lose their device one after the other.
         """
         todo, suspects, in_hand = deque(videos), Suspects(), dict[str, VideoFile]()
-        verdicts, good = Verdicts(), list[VideoFile]()
+        verdicts = Verdicts()
+        good: VideoFile | None = None
         while todo or suspects.groups or in_hand:
             try:
                 self._feed(todo, suspects, in_hand)
@@ -92,7 +93,7 @@ class Supervisor:
                 if suspects.groups and not in_hand:
                     suspects.cleared()
                 yield from verdicts.came_through()
-                good[:] = [result.video]
+                good = result.video
                 yield result
         if verdicts.held is not None:
             yield self._proven(verdicts, good)
@@ -128,19 +129,19 @@ class Supervisor:
         self._counters.add(counters)
         return result
 
-    def _proven(self, verdicts: Verdicts, good: list[VideoFile]) -> VideoResult:
+    def _proven(self, verdicts: Verdicts, good: VideoFile | None) -> VideoResult:
         """Return the verdict that is left when all is done, once a video that came through before does so again."""
         assert verdicts.held is not None
-        reason, advice = verdicts.held.rows[0].error_message, "check the GPU, or use --device cpu"
-        if not good:
-            raise BackendError(f"{reason}, and nothing else could be labelled; {advice}")
+        reason = verdicts.held.rows[0].error_message
+        if good is None:
+            raise BackendError(f"{reason}, and nothing else could be labelled; {LOST_DEVICE_ADVICE}")
         try:
             self._start_labelling()
-            self._send(good)
+            self._send([good])
             while self._result() is None:
                 pass
         except WorkerLostError as error:
-            raise BackendError(f"{reason}, and {error}; {advice}") from error
+            raise BackendError(f"{reason}, and {error}; {LOST_DEVICE_ADVICE}") from error
         return verdicts.held
 
     def _batch_size(self) -> int:
@@ -194,7 +195,7 @@ class Supervisor:
                     raise BackendError(f"the worker was not ready after {START_LIMIT_S / 60:.0f} minutes")
         except WorkerLostError as error:
             self.close()
-            advice = "check the GPU, or use --device cpu" if error.device else "is there enough memory?"
+            advice = LOST_DEVICE_ADVICE if error.device else "is there enough memory?"
             raise BackendError(f"{error} while it made ready; {advice}") from error
         return news[1]
 
@@ -210,7 +211,7 @@ class Supervisor:
         except ChildError as error:
             raise _lost(error) from error
         except OSError as error:  # the machine has no room for one more process now
-            raise BackendError(f"no worker can be started: {(error.strerror or str(error)).lower()}") from error
+            raise BackendError(f"no worker can be started: {system_reason(error)}") from error
 
     def _receive(self, timeout_s: float) -> tuple[str, Any]:
         """Return the next news; events have been passed on. Raises WorkerLostError, or what the worker raised."""

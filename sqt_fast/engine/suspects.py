@@ -10,10 +10,9 @@ from sqt_fast.video.archive import VideoFile
 
 # A worker that dies over the same video alone so often will not label it.
 ATTEMPTS = 3
-
-
 # With this code a worker ends that has lost its device: its last words may be lost with it.
 DEVICE_LOST_EXIT = 77
+LOST_DEVICE_ADVICE = "check the GPU, or use --device cpu"
 
 
 class WorkerLostError(Exception):
@@ -99,6 +98,4 @@ class Verdicts:
             yield held
 
     def _give_up(self, error: WorkerLostError) -> None:
-        raise BackendError(
-            f"{error} again and again, with nothing labelled between; check the GPU, or use --device cpu"
-        )
+        raise BackendError(f"{error} again and again, with nothing labelled between; {LOST_DEVICE_ADVICE}")

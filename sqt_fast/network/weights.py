@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sqt_fast.config import FAST, OFFICIAL, OFFICIAL_HMDB51, ClipProtocol
-from sqt_fast.errors import CheckpointError, ConfigError
+from sqt_fast.errors import CheckpointError, ConfigError, system_reason
 from sqt_fast.files import cache_folder, file_sha256, replace_file
 from sqt_fast.network.class_names import LABEL_LISTS, read_labels
 
@@ -235,9 +235,7 @@ def weights_sha256(weights: str, *, progress: bool = True, seed: int = RANDOM_SE
     try:
         return _checked_sha256(path) if weights in PUBLISHED else file_sha256(path)
     except OSError as error:
-        raise CheckpointError(
-            f"weights {weights}: cannot be read ({(error.strerror or str(error)).lower()})"
-        ) from error
+        raise CheckpointError(f"weights {weights}: cannot be read ({system_reason(error)})") from error
 
 
 def _random_network(seed: int) -> "SqueezeTime":

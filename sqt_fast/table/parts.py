@@ -12,7 +12,7 @@ from glob import escape
 from pathlib import Path
 from typing import Any
 
-from sqt_fast.errors import OutputError
+from sqt_fast.errors import OutputError, system_reason
 from sqt_fast.files import replace_file
 from sqt_fast.table.schema import Table, write_table, writing
 
@@ -75,7 +75,7 @@ class Parts:
         return None
 
     def _cannot_write(self, error: OSError) -> OutputError:
-        return OutputError(f"output {self.output}: cannot write beside it ({error.strerror})")
+        return OutputError(f"output {self.output}: cannot write beside it ({system_reason(error)})")
 
     @property
     def run(self) -> dict[str, Any] | None:
@@ -85,7 +85,7 @@ class Parts:
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise OutputError(f"{self.folder}/run.json: cannot be read ({error.strerror})") from error
+            raise OutputError(f"{self.folder}/run.json: cannot be read ({system_reason(error)})") from error
         except (ValueError, TypeError) as error:
             raise OutputError(f"{self.folder}/run.json: cannot be read; remove {self.folder} to start anew") from error
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from sqt_fast.errors import OutputError
+from sqt_fast.errors import OutputError, system_reason
 from sqt_fast.files import replace_file
 from sqt_fast.table.export import slices, write_csv, write_jsonl
 
@@ -209,7 +209,7 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise OutputError(f"output {path}: cannot be written ({error.strerror or error})") from error
+        raise OutputError(f"output {path}: cannot be written ({system_reason(error)})") from error
 
 
 def _regroup(batches: Iterable[pa.Table], size_bytes: int) -> Iterator[pa.Table]:

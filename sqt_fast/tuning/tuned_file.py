@@ -13,7 +13,7 @@ import torch
 import triton
 
 from sqt_fast import __version__
-from sqt_fast.errors import ConfigError, OutputError
+from sqt_fast.errors import ConfigError, OutputError, system_reason
 from sqt_fast.files import replace_file
 from sqt_fast.kernels import tuned
 from sqt_fast.kernels.launch import Config, Problem
@@ -81,7 +81,8 @@ class TunedFile:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             replace_file(self.path, lambda file: file.write(text.encode()))
         except OSError as error:
-            raise OutputError(f"{self.path}: cannot be written ({error.strerror}); choose another --out") from error
+            reason = system_reason(error)
+            raise OutputError(f"{self.path}: cannot be written ({reason}); choose another --out") from error
         tuned.forget()
 
 
@@ -97,7 +98,7 @@ def _read(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except OSError as error:
-        raise OutputError(f"{path}: cannot be read ({error.strerror}); choose another --out") from error
+        raise OutputError(f"{path}: cannot be read ({system_reason(error)}); choose another --out") from error
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ConfigError(
             f"{path}: must be a file that sqt-fast tune wrote ({error}); remove it or choose another --out"

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sqt_fast.errors import ConfigError
+from sqt_fast.errors import ConfigError, system_reason
 
 VIDEO_SUFFIXES = frozenset(
     """.3g2 .3gp .asf .avi .divx .dv .f4v .flv .h264 .h265 .hevc .ivf .m2ts .m2v .m4v .mj2 .mjpeg .mjpg .mkv .mov .mp4
@@ -140,7 +140,7 @@ class _Search:
                 return _listed(_parquet_column(path, self.path_col), path.parent)
             text = path.read_bytes().decode("utf-8-sig", "surrogateescape")
         except OSError as error:
-            raise ConfigError(f"list {path}: cannot be read ({(error.strerror or str(error)).lower()})") from error
+            raise ConfigError(f"list {path}: cannot be read ({system_reason(error)})") from error
         if path.suffix.lower() == ".csv":
             return _listed(_csv_column(path, text, self.path_col), path.parent)
         # splitlines() would also cut names that hold U+2028 and its kind
@@ -202,7 +202,7 @@ def _look(path: str) -> VideoFile:
     try:
         info = Path(path).stat()
     except OSError as error:
-        return VideoFile(path, None, None, (error.strerror or "cannot be looked at").lower())
+        return VideoFile(path, None, None, system_reason(error))
     except ValueError as error:  # a NUL in the name, as from find -print0
         return VideoFile(path, None, None, str(error))
     if stat.S_ISDIR(info.st_mode):
@@ -218,4 +218,4 @@ def _why_not_searched(folder: str) -> str:
         with os.scandir(folder):
             return "not a regular file"
     except OSError as error:
-        return f"a folder that cannot be read: {(error.strerror or str(error)).lower()}"
+        return f"a folder that cannot be read: {system_reason(error)}"

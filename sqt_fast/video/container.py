@@ -12,7 +12,7 @@ import av.error
 from av.container import InputContainer
 from av.video.stream import VideoStream
 
-from sqt_fast.errors import VideoError
+from sqt_fast.errors import VideoError, system_reason
 
 # A picture may ask for any amount of memory: 16384 x 8192 is beyond every camera and 400 MB of RGB.
 MAX_PIXELS = 16384 * 8192
@@ -44,7 +44,7 @@ def open_video(path: str) -> Iterator[tuple[InputContainer, VideoStream]]:
     except OSError as error:
         if error.errno == errno.EIO and _can_be_read(path):  # what a demuxer says of a header that makes no sense
             raise VideoError("not_a_video", "not a video: its header makes no sense") from error
-        raise VideoError("unreadable", f"cannot be read: {(error.strerror or str(error)).lower()}") from error
+        raise VideoError("unreadable", f"cannot be read: {system_reason(error)}") from error
     except av.error.ArgumentError as error:  # a format that is not allowed
         reason = "not a video: a playlist that names other files, or a header that makes no sense"
         raise VideoError("not_a_video", reason) from error

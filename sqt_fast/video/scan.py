@@ -13,7 +13,7 @@ from av.container import InputContainer
 from av.sidedata.sidedata import Type as SideDataType
 from av.video.stream import VideoStream
 
-from sqt_fast.errors import VideoError
+from sqt_fast.errors import VideoError, system_reason
 from sqt_fast.video.archive import VideoFile
 from sqt_fast.video.bitstream import packet_reader
 from sqt_fast.video.clock import CLOCKED_FORMATS, mend
@@ -106,7 +106,7 @@ class _Scan:
             except StopIteration:
                 return
             except av.error.FFmpegError as error:
-                self.broken = f"reading stopped early: {(error.strerror or str(error)).lower()}"
+                self.broken = f"reading stopped early: {system_reason(error)}"
                 return
             if self.first_frame is None and is_first and packet.size:  # most files: no waiting for B pictures
                 is_first, self.first_frame = False, _first_picture(packet, alone=True)
