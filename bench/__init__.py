@@ -2,6 +2,6 @@
 
 import os
 
-from sqt_fast.engine.process import openmp_settings
+from sqt_fast.engine.process import thread_settings
 
-os.environ.update(openmp_settings())  # as the program's workers have; read when torch is imported, so before any bench
+os.environ.update(thread_settings())  # as the program's workers have; read when torch is imported, so before any bench

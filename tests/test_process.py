@@ -216,15 +216,25 @@ def test_the_heart_beats_while_it_computes(children: list[ChildProcess], work: s
 
 
 @pytest.mark.parametrize(
-    ("given", "wanted"), [({}, "20000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None)]
+    ("given", "wanted"),
+    [
+        ({}, ("20000", "1")),
+        ({"GOMP_SPINCOUNT": "7"}, ("7", "1")),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, (None, "1")),
+        ({"MALLOC_ARENA_MAX": "8"}, ("20000", "8")),
+    ],
 )
-def test_children_spin_briefly_unless_the_user_decides(
-    children: list[ChildProcess], monkeypatch: pytest.MonkeyPatch, given: dict[str, str], wanted: str | None
+def test_children_spin_briefly_and_have_one_heap_unless_the_user_decides(
+    children: list[ChildProcess],
+    monkeypatch: pytest.MonkeyPatch,
+    given: dict[str, str],
+    wanted: tuple[str | None, str],
 ) -> None:
-    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "MALLOC_ARENA_MAX"):
         monkeypatch.delenv(name, raising=False)
     for name, value in given.items():
         monkeypatch.setenv(name, value)
     child = ChildProcess("tests.poison:tell_environment", title="x")
     children.append(child)
-    assert child.receive(30).get("GOMP_SPINCOUNT") == wanted
+    environment = child.receive(30)
+    assert (environment.get("GOMP_SPINCOUNT"), environment.get("MALLOC_ARENA_MAX")) == wanted

@@ -26,6 +26,9 @@ KILL_S = 5.0
 # At a barrier, GNU OpenMP spins 300 000 times before it sleeps. When a decoder, or another program, holds the core of
 # the thread that is waited for, that is a time slice lost at every layer (docs/experiments.md has the numbers).
 OPENMP_SPINS = "20000"
+# Each thread that allocates would get a heap of its own, and buffers of 10 to 20 MB come and go in all of them: with
+# one heap the worker's largest size is 160 MB less (docs/experiments.md).
+HEAPS = "1"
 # linux/prctl.h
 PR_SET_PDEATHSIG = 1
 PR_SET_NO_NEW_PRIVS = 38
@@ -96,7 +99,7 @@ class ChildProcess:
                 [sys.executable, "-P", "-c", "from sqt_fast.engine.process import main; main()", *map(str, fds), title],
                 pass_fds=fds,
                 stdin=subprocess.DEVNULL,
-                env={**os.environ, **openmp_settings(), "PYTHONPATH": path},
+                env={**os.environ, **thread_settings(), "PYTHONPATH": path},
                 process_group=0,  # Ctrl-C in a terminal is for the parent, which ends the child
             )
             self.memory = mmap.mmap(memory_fd, memory_bytes) if memory_bytes else None
@@ -154,10 +157,11 @@ class ChildProcess:
         return ChildError(f"{self.title} was killed by {name}", killed=-code == signal.SIGKILL)
 
 
-def openmp_settings() -> dict[str, str]:
-    """Return the environment in which OpenMP spins briefly, unless the user has decided; it is read with torch."""
+def thread_settings() -> dict[str, str]:
+    """Return the environment in which OpenMP spins briefly and threads share a heap, unless the user has decided."""
     decided = "OMP_WAIT_POLICY" in os.environ or "GOMP_SPINCOUNT" in os.environ
-    return {} if decided else {"GOMP_SPINCOUNT": OPENMP_SPINS}
+    openmp = {} if decided else {"GOMP_SPINCOUNT": OPENMP_SPINS}
+    return {"MALLOC_ARENA_MAX": os.environ.get("MALLOC_ARENA_MAX", HEAPS), **openmp}
 
 
 def shared_memory() -> mmap.mmap:
