@@ -16,6 +16,7 @@ import click
 
 from sqt_fast import __version__
 from sqt_fast.config import PROTOCOLS, IndexConfig
+from sqt_fast.engine.routes import DECODERS
 from sqt_fast.errors import ConfigError, InterruptedRunError, SqtError
 from sqt_fast.network.registry import BACKENDS, PRECISIONS
 
@@ -100,7 +101,7 @@ def main() -> None:
 @click.option("--batch-size", metavar="auto|N", default="auto", callback=_auto_or_count, help="Clips at once.")
 @click.option(
     "--decoder",
-    type=click.Choice(["auto", "nvdec", "cpu"]),
+    type=click.Choice(["auto", *DECODERS]),
     default="auto",
     help="nvdec: the GPU's, through DALI, for the videos that it decodes rightly. cpu: FFmpeg for all.",
 )

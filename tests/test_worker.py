@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from sqt_fast.config import IndexConfig
-from sqt_fast.engine import worker as module
+from sqt_fast.engine import routing
 from sqt_fast.engine.decoder_tools import CpuTools
 from sqt_fast.engine.events import ClipsLabelled, Note
 from sqt_fast.engine.gpu_route import GpuRoute
@@ -19,7 +19,7 @@ from sqt_fast.engine.memory import Resources
 from sqt_fast.engine.process import ChildProcess
 from sqt_fast.engine.results import EarlierRun, RunCounters
 from sqt_fast.engine.worker import Worker
-from sqt_fast.errors import BackendError, ConfigError
+from sqt_fast.errors import ConfigError
 from sqt_fast.network.choose import Choice
 from sqt_fast.video.archive import find_videos
 from tests.conftest import TINY_LABELS
@@ -101,7 +101,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
         asked.append((number, short_side))
         return real(None, short_side, note)
 
-    monkeypatch.setattr(module, "why_no_gpu_decoder", lambda: None)
+    monkeypatch.setattr(routing, "why_no_gpu_decoder", lambda: None)
     monkeypatch.setattr(GpuRoute, "open", open_)
     return asked
 
@@ -120,33 +120,6 @@ def test_without_a_gpu_it_is_not_thought_of(config: IndexConfig, gpu: list[tuple
     _, _, notes = opened(replace(config, decoder=decoder))
     assert gpu == []
     assert notes == ["eager fp32 on cpu: as asked"]
-
-
-def test_a_must_that_cannot_be(config: IndexConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    must = replace(config, decoder="nvdec")
-    monkeypatch.setattr(module, "why_no_gpu_decoder", lambda: "it is Sunday")
-    with pytest.raises(BackendError, match=r"^--decoder nvdec: it is Sunday; use --decoder cpu$"):
-        opened(must)
-    monkeypatch.setattr(module, "why_no_gpu_decoder", lambda: None)
-    monkeypatch.setattr(GpuRoute, "open", lambda *args: None)
-    with pytest.raises(BackendError, match=r"^--decoder nvdec: no codec passed its test; use --decoder cpu$"):
-        opened(must)
-
-
-def test_a_gpu_without_decoders_is_said(config: IndexConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    notes: list[str] = []
-    device = Worker(config, RESOURCES, report=notes_into(notes))
-    monkeypatch.setattr(module, "why_no_gpu_decoder", lambda: "the driver's video library is missing")
-    assert device._open_gpu("cuda:1") is None
-    assert notes == ["videos are decoded on the CPU: the driver's video library is missing"]
-
-
-def test_each_gpu_decodes_its_own(config: IndexConfig, gpu: list[tuple[Any, ...]]) -> None:
-    for name in ("cuda:3", "cuda"):
-        route = Worker(config, RESOURCES)._open_gpu(name)
-        assert route is not None
-        route.close()
-    assert gpu == [(3, 256), (0, 256)]
 
 
 # In a process of its own ---------------------------------------------------------------------------------------------

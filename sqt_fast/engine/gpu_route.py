@@ -80,6 +80,11 @@ class GpuRoute:
         self.decoder.close()
 
 
+def open_route(device: str, short_side: int, report: Report) -> GpuRoute | None:
+    """Open the decoders of the GPU ``device``, ``cuda`` or ``cuda:N``. See ``GpuRoute.open``."""
+    return GpuRoute.open(int(device.partition(":")[2] or 0), short_side, report)
+
+
 def _batch_bytes(device_id: int | None) -> int:
     """Return what one batch may take of a GPU's memory, so that all pipelines leave half of it for the network."""
     if device_id is None:

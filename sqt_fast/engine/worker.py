@@ -25,7 +25,7 @@ from sqt_fast.engine.labelling import Labelling, Task
 from sqt_fast.engine.memory import Resources, with_gpu_threads
 from sqt_fast.engine.process import serve_requests, start_heartbeat
 from sqt_fast.engine.results import EarlierRun, RunCounters, VideoResult, WeightsInfo
-from sqt_fast.engine.routing import why_no_gpu_decoder
+from sqt_fast.engine.routes import open_route
 from sqt_fast.engine.suspects import DEVICE_LOST_EXIT
 from sqt_fast.errors import BackendError, DeviceLostError, SqtError, first_line
 from sqt_fast.network.backends import Backend
@@ -74,7 +74,7 @@ class Worker:
         choice, backend = open_backend(choice, weights.model, size=size, may_fall_back=self.config.backend is None)
         self.device = choice.device
         self.report(Note(f"{choice.backend} {choice.precision} on {choice.device}: {choice.reason}"))
-        self._gpu = self._open_gpu(choice.device)
+        self._gpu = open_route(self.config.decoder, choice.device, self.recipe.protocol.short_side, self.report)
         style = RowStyle(weights.labels or (), self.config.top_k, self.config.per_window)
         self.labelling = Labelling(
             backend,
@@ -121,25 +121,6 @@ class Worker:
             except (BackendError, ModuleNotFoundError) as error:
                 self.report(Note(f"clips are squeezed on the CPU: {error}; pip install 'sqt-fast[gpu]' helps"))
         return CpuBatches(protocol, backend.dtype)
-
-    def _open_gpu(self, device: str) -> "GpuRoute | None":
-        """Return the GPU's decoders where they are wanted and work. Raises BackendError where they are a must."""
-        must = self.config.decoder == "nvdec"
-        if self.config.decoder == "cpu" or not (must or device.startswith("cuda")):
-            return None
-        reason = why_no_gpu_decoder()
-        if reason is None:
-            from sqt_fast.engine.gpu_route import GpuRoute  # here: DALI is loaded where it is needed
-
-            number = int(device.partition(":")[2] or 0)
-            gpu = GpuRoute.open(number, self.recipe.protocol.short_side, self.report)
-            if gpu is not None:
-                return gpu
-            reason = "no codec passed its test"
-        if must:
-            raise BackendError(f"--decoder nvdec: {reason}; use --decoder cpu")
-        self.report(Note(f"videos are decoded on the CPU: {reason}"))
-        return None
 
     def _decoder_resources(self) -> Resources:
         """Return what decoders may use: with the GPU's, more threads wait than cores compute, if memory allows."""

@@ -31,14 +31,14 @@ class BackendRecord:
         if self.objection is None:
             return None
         try:
-            reason: str | None = _function(self.objection)(device, model)
+            reason: str | None = load_function(self.objection)(device, model)
         except ModuleNotFoundError as error:  # of an optional dependency
             return f"{error.name} is not installed (pip install 'sqt-fast[gpu]')"
         return reason
 
     def make(self, model: Any, *, device: str, dtype: Any) -> Callable[..., Any]:
         """Make the network. Raises BackendError where it cannot run."""
-        network: Callable[..., Any] = _function(self.load)(model, device=device, dtype=dtype)
+        network: Callable[..., Any] = load_function(self.load)(model, device=device, dtype=dtype)
         return network
 
 
@@ -58,7 +58,8 @@ BACKENDS = {
 SIMPLEST = min(BACKENDS, key=lambda name: BACKENDS[name].order)
 
 
-def _function(path: str) -> Callable[..., Any]:
+def load_function(path: str) -> Callable[..., Any]:
+    """Import the function that ``path``, ``module:function``, names."""
     module, _, name = path.partition(":")
     function: Callable[..., Any] = getattr(importlib.import_module(module), name)
     return function
