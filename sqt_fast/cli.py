@@ -147,17 +147,17 @@ def index(dry_run: bool, as_json: bool, quiet: bool, verbose: bool, **options: A
     if dry_run:
         _dry_run(config, stdin, as_json=as_json)
         return
-    from sqt_fast.console import ConsoleWatcher, print_summary
+    from sqt_fast.console import ProgressConsole, print_summary
     from sqt_fast.run import run
 
-    with ConsoleWatcher(quiet=quiet or as_json, verbose=verbose) as watcher:
-        summary = run(config, watcher, stdin=stdin)
+    with ProgressConsole(quiet=quiet or as_json, verbose=verbose) as progress:
+        summary = run(config, progress, stdin=stdin)
     if as_json:
         click.echo(json.dumps(summary.as_dict()))
         if summary.labels_mean_nothing:
             click.echo("sqt-fast: the weights are random, never trained: the labels mean nothing", err=True)
     elif not quiet:
-        print_summary(summary, watcher.console)
+        print_summary(summary, progress.console)
 
 
 def _stdin(*, null: bool) -> list[str]:

@@ -1,11 +1,14 @@
 """What a run is told to do: frozen, checked once, passed whole to the top."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sqt_fast.errors import ConfigError
 
+# Settings whose option is called otherwise.
+OPTIONS = {"weights_sha256": "--weights", "labels_sha256": "--labels", "stride_s": "--stride"}
 OUTPUT_SUFFIXES = (".parquet", ".csv", ".jsonl")
 
 
@@ -93,3 +96,21 @@ class IndexConfig:
             "level": "window" if self.per_window else "video",
             "embeddings": self.embeddings,
         }
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Return in words, each by its option, which settings are others now."""
+    return [
+        f"{OPTIONS.get(key, '--' + key.replace('_', '-'))} {_shown(old.get(key))}, now {_shown(value)}"
+        for key, value in new.items()
+        if old.get(key) != value
+    ]
+
+
+def _shown(value: Any) -> str:
+    """Return a setting as a person would name it."""
+    if value is None:
+        return "not set"
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {each}" for name, each in value.items())
+    return str(value)[:12]

@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from sqt_fast.engine.events import Begun, ClipsLabelled, Event, Note, VideoFinished
 from sqt_fast.engine.results import Summary, VideoResult
 from sqt_fast.survey import Finding, Totals
 
@@ -29,8 +30,8 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
-class ConsoleWatcher:
-    """Progress on stderr: a live bar on a terminal, a line now and then elsewhere, nothing when quiet."""
+class ProgressConsole:
+    """Takes a run's events. Progress on stderr: a live bar on a terminal, a line now and then elsewhere, or nothing."""
 
     def __init__(self, *, quiet: bool = False, verbose: bool = False) -> None:
         self.console = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -41,23 +42,35 @@ class ConsoleWatcher:
         self.bar: Progress | None = None
         self.task: TaskID | None = None
 
-    def __enter__(self) -> "ConsoleWatcher":
+    def __enter__(self) -> "ProgressConsole":
         return self
 
     def __exit__(self, *error: object) -> None:
         if self.bar is not None:
             self.bar.stop()
 
-    def note(self, text: str) -> None:
-        """Say one line."""
+    def __call__(self, event: Event) -> None:
+        """Show what there is to see of ``event``."""
+        match event:
+            case Note(text):
+                self._say(text)
+            case Begun(total, done):
+                self._begin(total, done)
+            case ClipsLabelled(count):
+                self.num_clips += count
+                self._show()
+            case VideoFinished(result):
+                self._count(result)
+                self._show()
+
+    def _say(self, text: str) -> None:
         if not self.quiet:
             self.console.print(escape(printable(text)))
 
-    def begin(self, total: int, done: int) -> None:
-        """Start counting. done: videos of an earlier run."""
+    def _begin(self, total: int, done: int) -> None:
         self.total, self.begun = total, time.perf_counter()
         if done:
-            self.note(f"{counted(done, 'video')} done before")
+            self._say(f"{counted(done, 'video')} done before")
         if not self.quiet and self.console.is_terminal:
             columns = (
                 TextColumn("{task.completed:.0f}/{task.total:.0f} videos"),
@@ -71,20 +84,14 @@ class ConsoleWatcher:
             self.task = self.bar.add_task("", total=total, rates="")
             self.bar.start()
 
-    def clips(self, count: int) -> None:
-        """Count labelled clips."""
-        self.num_clips += count
-        self._show()
-
-    def video(self, result: VideoResult) -> None:
+    def _count(self, result: VideoResult) -> None:
         """Count a finished video, and name it if something is wrong with it."""
         self.done += 1
         self.video_s += result.duration_s
         if result.failure is not None:
             self.failed += 1
             if self.verbose:
-                self.note(f"{result.failure.path}: {result.failure.status}: {result.failure.error_message}")
-        self._show()
+                self._say(f"{result.failure.path}: {result.failure.status}: {result.failure.error_message}")
 
     def _show(self) -> None:
         now = time.perf_counter()
@@ -95,7 +102,7 @@ class ConsoleWatcher:
         elif not self.quiet and now - self.last_line > PLAIN_EVERY_S:
             self.last_line = now
             eta = f"ETA {_clock(seconds / self.done * (self.total - self.done))}" if self.done else "ETA unknown"
-            self.note(f"{self.done}/{self.total} videos  {rates}  {eta}")
+            self._say(f"{self.done}/{self.total} videos  {rates}  {eta}")
 
 
 def print_summary(summary: Summary, console: Console) -> None:

@@ -70,7 +70,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[IndexConfig]:
     """Configurations that ``index`` was called with, instead of running."""
     seen: list[IndexConfig] = []
 
-    def run(config: IndexConfig, watcher: Any, *, stdin: Any = ()) -> Summary:
+    def run(config: IndexConfig, report: Any, *, stdin: Any = ()) -> Summary:
         seen.append(config)
         return Summary(output=str(config.output))
 

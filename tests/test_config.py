@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from sqt_fast.config import IndexConfig
+from sqt_fast.config import IndexConfig, differences
 from sqt_fast.errors import ConfigError
 
 
@@ -107,3 +107,14 @@ def test_frozen() -> None:
         config().top_k = 3  # type: ignore[misc]
     with pytest.raises(ConfigError):
         replace(config(), output=Path("a.txt"))
+
+
+def test_what_differs_is_named_by_its_option() -> None:
+    old = {"stride_s": None, "weights_sha256": "0123456789abcdef", "top_k": 5, "protocol": {"name": "fast", "size": 1}}
+    new = {"stride_s": 0.5, "weights_sha256": "fedcba9876543210", "top_k": 5, "protocol": {"name": "fast", "size": 2}}
+    assert differences(old, old) == []
+    assert differences(old, new) == [
+        "--stride not set, now 0.5",
+        "--weights 0123456789ab, now fedcba987654",
+        "--protocol name fast, size 1, now name fast, size 2",
+    ]

@@ -8,7 +8,8 @@ from rich.console import Console
 
 from sqt_fast.clips.recipe import Recipe
 from sqt_fast.config import FAST
-from sqt_fast.console import ConsoleWatcher, counted, print_findings, print_summary, printable
+from sqt_fast.console import ProgressConsole, counted, print_findings, print_summary, printable
+from sqt_fast.engine.events import Begun, ClipsLabelled, Note, VideoFinished
 from sqt_fast.engine.results import RunCounters, Summary, VideoResult
 from sqt_fast.survey import Totals, survey
 from sqt_fast.table.schema import Row
@@ -20,11 +21,11 @@ GOOD = VideoResult(VideoFile("y.mp4", 1, 1), [Row("y.mp4")], duration_s=10)
 
 def test_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sqt_fast.console.PLAIN_EVERY_S", -1.0)
-    with ConsoleWatcher() as watcher:
-        watcher.begin(2, done=3)
-        watcher.video(BAD)
-        watcher.clips(8)
-        watcher.video(GOOD)
+    with ProgressConsole() as watcher:
+        watcher(Begun(2, 3))
+        watcher(VideoFinished(BAD))
+        watcher(ClipsLabelled(8))
+        watcher(VideoFinished(GOOD))
     out, err = capsys.readouterr()
     lines = err.splitlines()
     assert out == ""
@@ -35,40 +36,40 @@ def test_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str], mo
 
 
 def test_no_line_before_its_time(capsys: pytest.CaptureFixture[str]) -> None:
-    with ConsoleWatcher() as watcher:
-        watcher.begin(2, done=0)
-        watcher.clips(1)
-        watcher.video(BAD)
+    with ProgressConsole() as watcher:
+        watcher(Begun(2, 0))
+        watcher(ClipsLabelled(1))
+        watcher(VideoFinished(BAD))
     assert capsys.readouterr() == ("", "")
 
 
 def test_quiet_says_nothing(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sqt_fast.console.PLAIN_EVERY_S", -1.0)
-    with ConsoleWatcher(quiet=True, verbose=True) as watcher:
-        watcher.begin(1, done=1)
-        watcher.note("hello")
-        watcher.video(BAD)
+    with ProgressConsole(quiet=True, verbose=True) as watcher:
+        watcher(Begun(1, 1))
+        watcher(Note("hello"))
+        watcher(VideoFinished(BAD))
     assert capsys.readouterr() == ("", "")
 
 
 def test_verbose_names_failures_with_brackets_untouched(capsys: pytest.CaptureFixture[str]) -> None:
-    with ConsoleWatcher(verbose=True) as watcher:
-        watcher.begin(2, done=0)
-        watcher.video(BAD)
-        watcher.video(GOOD)
+    with ProgressConsole(verbose=True) as watcher:
+        watcher(Begun(2, 0))
+        watcher(VideoFinished(BAD))
+        watcher(VideoFinished(GOOD))
     assert capsys.readouterr().err == "[red]x.mp4: empty_file: 0 bytes\n"
 
 
 def test_a_bar_on_a_terminal() -> None:
     screen = io.StringIO()
-    with ConsoleWatcher() as watcher:
+    with ProgressConsole() as watcher:
         watcher.console = Console(file=screen, force_terminal=True, width=100, highlight=False)
-        watcher.begin(2, done=0)
-        watcher.clips(4)
-        watcher.video(BAD)
+        watcher(Begun(2, 0))
+        watcher(ClipsLabelled(4))
+        watcher(VideoFinished(BAD))
         assert watcher.bar is not None
         watcher.bar.refresh()
-        watcher.note("beside [it]")
+        watcher(Note("beside [it]"))
     assert "1/2 videos" in screen.getvalue()
     assert "1 failed" in screen.getvalue()
     assert "beside [it]" in screen.getvalue()
@@ -118,9 +119,9 @@ def test_names_of_files_cannot_command_the_terminal() -> None:
     """A title set, a screen cleared, text turned round."""
     assert printable("a\x1b]0;title\x07b\x1b[2J\x9b1mc\u202ed") == r"a\x1b]0;title\x07b\x1b[2J\x9b1mc\u202ed"
     screen = io.StringIO()
-    watcher = ConsoleWatcher()
+    watcher = ProgressConsole()
     watcher.console = Console(file=screen, width=100, highlight=False)
-    watcher.note("\x1b[2J[bold]gone.mp4")
+    watcher(Note("\x1b[2J[bold]gone.mp4"))
     assert screen.getvalue() == "\\x1b[2J[bold]gone.mp4\n"
     assert "\x1b" not in summary_text(Summary(output="\x1b[2J.csv"))
 

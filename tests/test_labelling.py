@@ -225,7 +225,7 @@ def test_nothing_but_broken_files_never_runs_the_network(videos: list[VideoFile]
 
 def test_counters(good: list[VideoFile]) -> None:
     watcher = Remembering()
-    labelling = make_worker(MeansBackend(), report=watcher.on_event)
+    labelling = make_worker(MeansBackend(), report=watcher)
     results = list(labelling.label(good))
     tally = labelling.take_counters()
     assert labelling.take_counters() == RunCounters()
@@ -372,7 +372,7 @@ def test_out_of_memory_makes_batches_smaller(videos: list[VideoFile], truth: dic
     """More than once if need be; no clip is lost and none is labelled twice."""
     watcher = Remembering()
     backend = MeansBackend(room=room)
-    worker = make_worker(backend, batch_size=8, embeddings=True, report=watcher.on_event)
+    worker = make_worker(backend, batch_size=8, embeddings=True, report=watcher)
     assert by_path(list(worker.label(videos))) == truth
     sizes = [size for size in (4, 2, 1) if size * 2 > room]
     assert watcher.notes == [f"out of memory: going on with batches of {size}" for size in sizes]

@@ -23,11 +23,10 @@ import torch
 from sqt_fast.config import IndexConfig
 from sqt_fast.engine.decoder_tools import CpuTools
 from sqt_fast.engine.events import Report
-from sqt_fast.engine.labeller import Labeller, Launch
 from sqt_fast.engine.labelling import Labelling
 from sqt_fast.engine.memory import Resources
 from sqt_fast.engine.results import Summary, VideoResult
-from sqt_fast.engine.supervisor import Supervisor
+from sqt_fast.engine.supervisor import Labeller, Launch, Supervisor
 from sqt_fast.engine.worker import Worker
 from sqt_fast.errors import BackendError, ConfigError, InterruptedRunError, OutputError, SqtError
 from sqt_fast.network.backends import NetworkBackend

@@ -12,12 +12,13 @@ import pytest
 
 from sqt_fast.config import IndexConfig
 from sqt_fast.engine import supervisor as supervisor_module
-from sqt_fast.engine.events import BatchSizeChanged
-from sqt_fast.engine.memory import Resources
+from sqt_fast.engine.events import BatchSizeChanged, ignore
+from sqt_fast.engine.memory import Resources, plan_resources
 from sqt_fast.engine.process import ChildProcess
 from sqt_fast.engine.results import EarlierRun, RunCounters, VideoResult
-from sqt_fast.engine.supervisor import AHEAD, HANG_FACTOR, START_AGAIN_AFTER_S, Supervisor
+from sqt_fast.engine.supervisor import AHEAD, HANG_FACTOR, START_AGAIN_AFTER_S, Labeller, Supervisor, supervised
 from sqt_fast.engine.suspects import ATTEMPTS
+from sqt_fast.engine.worker import Worker
 from sqt_fast.errors import BackendError, CheckpointError
 from sqt_fast.video.archive import VideoFile
 from tests.poison import CHOICE, LOADED, Script, descendants, wait_until
@@ -55,7 +56,7 @@ class Lab:
         self.pauses: list[float] = []
         config = IndexConfig(inputs=("x",), output=folder / "t.csv")
         resources = Resources(DECODERS, 1 << 30, hang_s=hang_s)
-        self.supervisor = Supervisor(config, resources, self.watcher.on_event, self.script, self.pauses.append)  # type: ignore[arg-type]
+        self.supervisor = Supervisor(config, resources, self.watcher, self.script, self.pauses.append)  # type: ignore[arg-type]
 
     def run(self, todo: list[VideoFile]) -> dict[str, tuple[str, str | None]]:
         """Return status and message of every video, each once."""
@@ -328,3 +329,18 @@ def test_closing_ends_the_process(tmp_path: Path, how: str) -> None:
 
 def test_close_before_anything(tmp_path: Path) -> None:
     Lab(tmp_path).supervisor.close()
+
+
+def test_a_run_is_supervised_within_its_memory() -> None:
+    config = IndexConfig(inputs=("x",), output=Path("t.csv"), memory_bytes=3 << 30)
+    labeller = supervised(config, ignore)
+    assert isinstance(labeller, Supervisor)
+    assert labeller.resources == plan_resources(3 << 30)
+    labeller.close()
+
+
+def test_a_worker_in_this_process_labels_as_well() -> None:
+    config = IndexConfig(inputs=("x",), output=Path("t.csv"))
+    labellers: list[Labeller] = [Worker(config, plan_resources(1 << 30)), supervised(config, ignore)]
+    for labeller in labellers:
+        labeller.close()

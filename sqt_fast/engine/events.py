@@ -1,7 +1,11 @@
-"""What the engine reports while it works. One callable takes every event, so that nothing else is threaded through."""
+"""What a run and its engine report while they work. One callable takes every event."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # decoders report too, and know no tables
+    from sqt_fast.engine.results import VideoResult
 
 
 @dataclass(frozen=True, slots=True)
@@ -9,6 +13,21 @@ class Note:
     """One line that the user should read."""
 
     text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """Labelling begins. total: videos to label now; done: those of an earlier run."""
+
+    total: int
+    done: int
+
+
+@dataclass(frozen=True, slots=True)
+class VideoFinished:
+    """One more video has its rows."""
+
+    result: "VideoResult"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +49,7 @@ class Alive:
     """Work goes on, though nothing is finished yet: a sign of life for whoever watches for hangs."""
 
 
-Event = Note | ClipsLabelled | BatchSizeChanged | Alive
+Event = Note | Begun | VideoFinished | ClipsLabelled | BatchSizeChanged | Alive
 Report = Callable[[Event], None]
 
 

@@ -8,12 +8,12 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from sqt_fast.config import IndexConfig
 from sqt_fast.engine.decoder_tools import CpuTools, ToolsFactory
 from sqt_fast.engine.events import BatchSizeChanged, Note, Report
-from sqt_fast.engine.memory import Resources
+from sqt_fast.engine.memory import Resources, plan_resources
 from sqt_fast.engine.process import ChildError, ChildProcess
 from sqt_fast.engine.results import EarlierRun, RunCounters, VideoResult, WeightsInfo
 from sqt_fast.engine.suspects import DEVICE_LOST_EXIT, LOST_DEVICE_ADVICE, Suspects, Verdicts, WorkerLostError
@@ -33,6 +33,28 @@ START_SILENCE_S = 120.0
 START_AGAIN_AFTER_S = (1.0, 5.0, 25.0)
 
 log = logging.getLogger(__name__)
+
+
+class Labeller(Protocol):
+    """What labels videos: a ``Supervisor``, or a ``worker.Worker`` in this very process."""
+
+    def load(self) -> WeightsInfo:
+        """Load the weights."""
+
+    def open(self, earlier: EarlierRun, num_clips: int) -> dict[str, Any]:
+        """Get ready and return the fields of the Choice."""
+
+    def label(self, videos: Sequence[VideoFile]) -> Generator[VideoResult, None, None]:
+        """Yield the result of every video."""
+
+    def take_counters(self) -> RunCounters:
+        """Return what was counted since the last time."""
+
+    def close(self) -> None:
+        """Stop, whatever is being done."""
+
+
+Launch = Callable[[IndexConfig, Report], Labeller]
 
 
 class Supervisor:
@@ -230,6 +252,11 @@ class Supervisor:
             assert isinstance(value, SqtError)
             raise value
         return kind, value
+
+
+def supervised(config: IndexConfig, report: Report) -> Labeller:
+    """Return a labeller in a process of its own."""
+    return Supervisor(config, plan_resources(config.memory_bytes), report)
 
 
 def _lost(error: ChildError) -> WorkerLostError:
