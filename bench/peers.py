@@ -71,7 +71,8 @@ def ours(job: Job, finish: Finish) -> Iterator[Pixels]:
 def ours_cuda(job: Job, finish: Finish) -> Iterator[Pixels]:
     """sqt-fast on NVDEC: segments are remuxed one by one and decoded together, at full size."""
     from sqt_fast.video.archive import find_videos
-    from sqt_fast.video.reader import PacketReader, remux
+    from sqt_fast.video.reader import PacketReader
+    from sqt_fast.video.remux import remux
     from sqt_fast.video.segments import Segment, plan_segments
 
     (video,) = find_videos([job.path])

@@ -22,7 +22,8 @@ from sqt_fast.samples.scenes import draw, random_scene
 from sqt_fast.video.archive import VideoFile, find_videos
 from sqt_fast.video.cpu_decoder import CpuDecoder, DecodeReport, Pixels
 from sqt_fast.video.probe import Probe
-from sqt_fast.video.reader import PacketReader, remux
+from sqt_fast.video.reader import PacketReader
+from sqt_fast.video.remux import remux
 from sqt_fast.video.scan import probe
 from sqt_fast.video.segments import Segment, plan_segments
 from tests.poison import Poison, Slow, is_alive, no_tools, wait_until

@@ -36,7 +36,8 @@ from sqt_fast.table.rows import RowStyle
 from sqt_fast.video.archive import find_videos
 from sqt_fast.video.cpu_decoder import CpuDecoder, DecodeReport
 from sqt_fast.video.probe import Probe
-from sqt_fast.video.reader import PacketReader, remux
+from sqt_fast.video.reader import PacketReader
+from sqt_fast.video.remux import remux
 from sqt_fast.video.scan import probe
 from sqt_fast.video.segments import plan_segments
 from tests.conftest import TINY_LABELS

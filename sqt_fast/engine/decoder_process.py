@@ -24,7 +24,8 @@ from sqt_fast.video.archive import VideoFile
 from sqt_fast.video.container import MAX_PIXELS
 from sqt_fast.video.cpu_decoder import CHUNK_BYTES, DecodeReport, Frames, Pixels
 from sqt_fast.video.probe import Probe, Source
-from sqt_fast.video.reader import PacketReader, is_cropped_at_end, remux
+from sqt_fast.video.reader import PacketReader
+from sqt_fast.video.remux import is_cropped_at_end, remux
 from sqt_fast.video.sampling import ClipPlan
 from sqt_fast.video.segments import Segment, plan_segments
 

@@ -60,7 +60,7 @@ class GpuRoute:
         return max(1, SEGMENT_BYTES // (3 * facts.source.width * facts.source.height))
 
     def uncropped(self, facts: Probe) -> tuple[int, int] | None:
-        """Return the size to which a segment is to be uncropped (see ``reader.remux``), None where that is no use."""
+        """Return the size to which a segment is to be uncropped (see ``remux.remux``), None where that is no use."""
         source = facts.source
         wanted = facts.codec in ("h264", "hevc") and facts.coded_size != (source.height, source.width)
         return facts.coded_size if wanted else None

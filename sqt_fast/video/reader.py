@@ -1,14 +1,11 @@
-"""Fetch the packets of a segment from its file, reading or seeking whichever is shorter, and remux them in memory."""
+"""Fetch the packets of a segment from its file, reading or seeking whichever is shorter."""
 
-import io
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import av
 import av.error
-import numpy as np
-from av.bitstream import BitStreamFilterContext
 from av.container import InputContainer
 from av.video.stream import VideoStream
 
@@ -49,17 +46,42 @@ class _Kept:
             self.packets.append(packet)
 
 
+class _Probed(NamedTuple):
+    """An open file whose packets have all been read. kept: see ``_Kept``."""
+
+    files: ExitStack
+    container: InputContainer
+    stream: VideoStream
+    kept: list[Packet] | None
+
+
 class PacketReader:
     """One open file. Segments are asked for in any order; those that follow one another cost no seek."""
 
-    def __init__(self, source: Source, *, num_threads: int = 1, progress: Callable[[], None] = lambda: None) -> None:
+    container: InputContainer
+    stream: VideoStream
+    _kept: list[Packet] | None  # all packets of a small file that was probed
+    _next: Iterator[Packet]
+    _rank: int | None  # of the packet that comes next; None: not known
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        num_threads: int = 1,
+        progress: Callable[[], None] = lambda: None,
+        probed: "_Probed | None" = None,
+    ) -> None:
         self.source, self.num_threads, self.progress = source, num_threads, progress
         self.packets_read = 0
         self._rank_of_last = -1
         self._last_start = -1
-        self._kept: list[Packet] | None = None
         self._files = ExitStack()
-        self._open()
+        if probed is None:
+            self._open()
+        else:
+            self._files, self.container, self.stream, self._kept = probed
+            self._next, self._rank = iter(()), None  # at its end
 
     @classmethod
     def probing(cls, video: VideoFile, progress: Callable[[], None] = lambda: None) -> "tuple[Probe, PacketReader]":
@@ -67,15 +89,12 @@ class PacketReader:
 
         Raises VideoError.
         """
-        reader, kept = cls.__new__(cls), _Kept(progress)
+        kept = _Kept(progress)
         with ExitStack() as files:
-            reader.container, reader.stream = files.enter_context(open_to_probe(video))
-            facts = probe_stream(video.path, reader.container, reader.stream, kept.add)
-            reader._files = files.pop_all()
-        reader.source, reader.num_threads, reader.progress = facts.source, 1, progress
-        reader.packets_read, reader._rank_of_last, reader._last_start = 0, -1, -1
-        reader._next, reader._rank = iter(()), None  # at its end
-        reader._kept = kept.packets
+            container, stream = files.enter_context(open_to_probe(video))
+            facts = probe_stream(video.path, container, stream, kept.add)
+            probed = _Probed(files.pop_all(), container, stream, kept.packets)
+        reader = cls(facts.source, progress=progress, probed=probed)
         if not facts.packets.are(RANDOM_ACCESS)[0]:  # what came of the first packet may live on in the decoder
             reader._open()
         return facts, reader
@@ -94,13 +113,11 @@ class PacketReader:
         """Open the file at its start."""
         self._files.close()
         self._kept = None
-        self.container: InputContainer
         self.container, _ = self._files.enter_context(open_video(self.source.path))
-        self.stream: VideoStream = self.container.streams[self.source.stream_index]  # type: ignore[assignment]
+        self.stream = self.container.streams[self.source.stream_index]  # type: ignore[assignment]
         self.stream.thread_type = "AUTO" if self.num_threads > 1 else "NONE"
         self.stream.codec_context.thread_count = self.num_threads
-        self._next: Iterator[Packet] = self._demux()
-        self._rank: int | None = 0  # of the packet that comes next; None: not known
+        self._next, self._rank = self._demux(), 0
 
     def forget(self) -> None:
         """Read packets from the file from now on, none that were kept."""
@@ -196,49 +213,3 @@ class PacketReader:
                 return
             if packet.size:
                 yield packet
-
-
-def remux(reader: PacketReader, segment: Segment, *, uncropped: tuple[int, int] | None = None) -> bytes:
-    """Return the packets of ``segment`` as a file of their own: WebM for VP8, MP4 for all else.
-
-    No edit list, times from 0. One packet is one frame of it, in presentation order ``segment.indices`` are the wanted.
-    uncropped: (height, width) as coded; H.264 and HEVC then say that all of it is to be shown, which lets NVDEC use a
-    decoder again that it has (DALI compares what is shown with what is coded).
-    """
-    buffer = io.BytesIO()
-    reader.forget()  # packets are changed on their way
-    packets = reader.packets(segment)
-    packet = next(packets, None)  # opens the file
-    stream = reader.stream
-    codec = stream.codec_context.codec.canonical_name
-    with av.open(buffer, "w", format="webm" if codec == "vp8" else "mp4") as out:
-        target = out.add_stream_from_template(stream, opaque=True)
-        rewrite = None
-        if uncropped is not None:
-            crop = "crop_left=0:crop_right=0:crop_top=0:crop_bottom=0"
-            rewrite = BitStreamFilterContext(f"{codec}_metadata={crop}", in_stream=stream, out_stream=target)
-            target.codec_context.height, target.codec_context.width = uncropped
-        first = None if packet is None else packet.dts if packet.dts is not None else packet.pts
-        while packet is not None:
-            packet.pts = None if packet.pts is None else packet.pts - (first or 0)
-            packet.dts = None if packet.dts is None else packet.dts - (first or 0)
-            for ready in [packet] if rewrite is None else rewrite.filter(packet):
-                ready.stream = target
-                out.mux(ready)
-            packet = next(packets, None)
-        for ready in [] if rewrite is None else rewrite.filter(None):
-            ready.stream = target
-            out.mux(ready)
-    return buffer.getvalue()
-
-
-def is_cropped_at_end(whole: bytes, cropped: bytes) -> bool:
-    """Return whether the first picture of ``cropped`` is the upper left of that of ``whole``."""
-    pictures = []
-    for data in (whole, cropped):
-        with av.open(io.BytesIO(data), "r") as container:
-            frame = next(container.decode(video=0))
-            pictures.append(np.frombuffer(memoryview(frame.planes[0]), np.uint8).reshape(frame.height, -1))
-            sample_bytes = frame.format.components[0].bits > 8
-            width = frame.width << sample_bytes
-    return bool((pictures[0][: len(pictures[1]), :width] == pictures[1][:, :width]).all())
