@@ -1,5 +1,6 @@
 """Clocks that jump: every picture keeps its place in the file, and times go on as a player's do."""
 
+import re
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -111,6 +112,60 @@ def test_joined_recordings_lose_no_picture(tmp_path: Path, container: str) -> No
 def test_the_file_says_that_its_clock_jumped(tmp_path: Path) -> None:
     assert look(joined(tmp_path, "ts")).clock_jumped
     assert not look(tmp_path / "right.ts").clock_jumped
+
+
+@pytest.mark.usefixtures("quiet_ffmpeg")
+def test_flv_recordings_that_a_recorder_appends_lose_no_picture(tmp_path: Path) -> None:
+    """Tag behind tag, without a second header."""
+    first, second = (recording(tmp_path / f"{motion}.flv", "flv", motion) for motion in ("right", "down"))
+    path = tmp_path / "joined.flv"
+    path.write_bytes(first.read_bytes() + second.read_bytes()[13:])
+    facts = look(path)
+    assert (facts.num_frames, facts.clock_jumped, facts.broken) == (2 * FRAMES, True, None)
+    assert np.allclose(np.diff(facts.times_s), 0.04, atol=1e-4)
+    assert sorted(pictures(facts)) == list(range(2 * FRAMES))
+
+
+@pytest.mark.usefixtures("quiet_ffmpeg")
+def test_a_second_flv_file_that_ffmpeg_does_not_read_is_said(tmp_path: Path) -> None:
+    facts = look(joined(tmp_path, "flv"))
+    assert facts.num_frames == FRAMES
+    assert facts.broken is not None
+    assert facts.broken.startswith("another FLV file is joined")
+    assert look(tmp_path / "right.flv").broken is None
+
+
+def wrapping(path: Path, source: Path, start_s: str) -> set[int]:
+    """Write ``source`` anew with a clock that starts then. Returns the highest bits of its stored times of pictures."""
+    with av.open(str(source)) as original, av.open(str(path), "w", options={"output_ts_offset": start_s}) as out:
+        stream = out.add_stream_from_template(original.streams.video[0])
+        for packet in original.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                out.mux(packet)
+    data = path.read_bytes()
+    # Headers of video packets up to the first byte of a time, by MPEG-2 (ISO 13818-1, 2.4.3.6) and by MPEG-1.
+    header = rb"\x00\x00\x01\xe0..(?:[\x80-\xbf][\x80-\xff].|\xff*(?:[\x40-\x7f].)?)([\x21-\x3f])"
+    return {found[1][0] >> 3 & 1 for found in re.finditer(header, data, re.DOTALL)}
+
+
+@pytest.mark.usefixtures("quiet_ffmpeg")
+@pytest.mark.parametrize("container", ["ts", "mpg"])
+def test_a_clock_that_wraps_in_a_file(tmp_path: Path, container: str) -> None:
+    """33 bits at 90 kHz are 95443.7 s: FFmpeg counts on, and so do we."""
+    source = recording(tmp_path / f"right.{container}", container, "right")
+    for start_s in ("95441", "95441.5", "95442", "95442.5", "95443", "95443.3"):
+        path = tmp_path / f"wrapping at {start_s}.{container}"
+        if wrapping(path, source, start_s) == {0, 1}:  # some pictures before it, some behind
+            break
+    else:
+        pytest.fail("no file of these wraps")
+    facts, whole = look(path), look(source)
+    assert (facts.num_frames, facts.broken) == (whole.num_frames, None)
+    assert np.allclose(np.diff(facts.times_s), 0.04, atol=1e-4)
+    found, wanted = pictures(facts), pictures(whole)
+    assert sorted(found) == list(range(FRAMES))
+    assert all(np.array_equal(found[i], wanted[i]) for i in range(FRAMES))
 
 
 FIELD = {"joined.ts": (200, True), "reschange.ts": (175, True), "gap1h.ts": (200, False)}

@@ -26,6 +26,8 @@ from sqt_fast.video.sampling import Float64
 UNTIMED_FORMATS = frozenset({"avi", "h264", "hevc", "m4v", "mpegvideo", "mjpeg", "obu", "vc1", "cavsvideo", "dirac"})
 FALLBACK_FPS = 25.0
 TS_PACKET_SIZES = (188, 192, 204)
+FLV_HEADER = b"FLV\x01"
+JOIN_BYTES = 1 << 20  # behind the last picture, where sound may follow before the second file
 PROGRESSIVE = (0, 1)  # AVFieldOrder: unknown, progressive
 
 
@@ -69,6 +71,7 @@ class _Scan:
         self.broken: str | None = None
         self.last_pts = NO_TIME
         self.last_duration = 0
+        self.end = 0  # of the last packet, in bytes from the start of the file
         self.has_hidden = False
         self.jumps_back = 0
         self.packets = self._read()
@@ -81,6 +84,7 @@ class _Scan:
         for packet in self._packets():
             self.on_packet(packet)
             kind = read(memoryview(packet))
+            self.end = (packet.pos or 0) + packet.size
             if packet.is_corrupt:
                 corrupt.append(len(columns))
             columns.add(packet.pts, packet.dts, packet.size, kind, discarded=packet.is_discard)
@@ -120,12 +124,20 @@ class _Scan:
         size = self.container.size
         if self.container.format.name == "mpegts" and size > 0 and all(size % n for n in TS_PACKET_SIZES):
             return "the file is cut off inside a transport packet"
+        if self.container.format.name == "flv" and self._holds_another_flv():
+            return "another FLV file is joined behind this one, which FFmpeg does not read: cut them apart"
         entries = self.stream.index_entries
         if not entries or not self.container.format.name.startswith("mov"):
             return None
         if entries[-1].pos + entries[-1].size <= size:
             return None
         return f"the file is cut off: its index names {len(entries)} pictures, it holds {packets_read}"
+
+    def _holds_another_flv(self) -> bool:
+        """Whether a second file begins behind the last packet: its header is skipped as a tag of 5 MB."""
+        with open(self.container.name, "rb") as file:  # noqa: PTH123 - surrogates in the name
+            file.seek(self.end)
+            return FLV_HEADER in file.read(JOIN_BYTES)
 
     def probe(self, path: str) -> Probe:
         """Return what has been learnt. Raises VideoError."""
