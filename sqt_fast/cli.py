@@ -186,11 +186,11 @@ def _dry_run(config: IndexConfig, stdin: list[str], *, as_json: bool) -> None:
     if not as_json:
         print_findings(findings, totals)
         return
-    files = []
-    for finding in findings:
+    click.echo('{"files": [', nl=False)  # one by one: an archive may hold more of them than memory does
+    for number, finding in enumerate(findings):
         totals.add(finding)
-        files.append(finding.as_dict())
-    click.echo(json.dumps({**totals.as_dict(), "files": files}))
+        click.echo((", " if number else "") + json.dumps(finding.as_dict()), nl=False)
+    click.echo(f"], {json.dumps(totals.as_dict())[1:]}")
 
 
 @main.command("sample-videos")

@@ -235,6 +235,18 @@ def test_lines_from_standard_input(here: Path) -> None:
     ]
 
 
+def test_names_that_end_in_nul_are_names_to_the_last_byte(here: Path) -> None:
+    """-0 is for names that hold what a list of lines cannot."""
+    names = ["a.mp4\n", "b.mp4\r", "c.mp4 7", " ", "d 7\n"]
+    touch(here, *names[:4], "c.mp4", "d")
+    videos = find_videos(["-"], stdin=[*names, ""], null=True)
+    assert sorted((v.path, v.problem) for v in videos) == sorted(
+        [*((name, None) for name in names[:4]), ("d 7\n", "no such file or directory")]
+    )
+    (here / "list.txt").write_text("\0".join([*names, ""]))
+    assert [v.path for v in find_videos(["list.txt"], null=True)] == [v.path for v in videos]
+
+
 def test_lines_that_end_in_nul_are_videos_with_a_problem(here: Path) -> None:
     """What ``find -print0`` gives."""
     touch(here, "a.mp4", "b.mp4")

@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable
-from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -24,8 +23,7 @@ from sqt_fast.table.schema import Row
 from sqt_fast.video import container as container_module
 from sqt_fast.video.archive import find_videos
 from sqt_fast.video.cpu_decoder import DecodeReport
-from sqt_fast.video.packets import SHOWN, Packets
-from sqt_fast.video.probe import Orientation, Probe, Source
+from sqt_fast.video.probe import Orientation, Probe
 from sqt_fast.video.scan import probe
 from tests.videos import KINDS, MATRICES, copy, look, with_matrix, write, write_two_tracks
 
@@ -41,34 +39,6 @@ def refused(path: Path | str) -> tuple[str, str]:
         look(path)
     assert "\n" not in str(caught.value)
     return caught.value.status, str(caught.value)
-
-
-def look_by_hand(pts: NDArray[np.int64]) -> Probe:
-    """Return facts of a stream of these times, all else being made up."""
-    flags = np.full(len(pts), SHOWN, np.uint8)
-    packets = Packets(pts, pts, np.ones(len(pts), np.int32), flags)
-    return Probe(
-        source=Source("a.mp4", 0, 96, 64),
-        packets=packets,
-        container="mov,mp4,m4a,3gp,3g2,mj2",
-        codec="h264",
-        profile="High",
-        pix_fmt="yuv420p",
-        coded_size=(64, 96),
-        colorspace=2,
-        is_interlaced=False,
-        size_changes=False,
-        has_hidden=False,
-        reorder_depth=0,
-        fps=25.0,
-        is_vfr=False,
-        times_s=pts / 12800,
-        end_s=(pts[-1] + 512) / 12800,
-        pts=pts,
-        promised_end_s=None,
-        promised_frames=None,
-        broken=None,
-    )
 
 
 def encode(path: Path, form: Format, seconds: float = SECONDS) -> list[int]:
@@ -369,14 +339,6 @@ def test_pictures_are_coded_in_whole_blocks(size: tuple[int, int], coded: tuple[
     facts = look(path)
     assert (facts.source.width, facts.source.height) == size
     assert facts.coded_size == coded
-
-
-def test_numbers_of_ticks() -> None:
-    facts = look_by_hand(np.array([0, 512, 1024, 2048]))
-    assert facts.numbers_of([]) == []
-    assert facts.numbers_of([2048, 0, 0, 513, -5, 9999, 1024]) == [0, 2, 3]
-    counted = replace(facts, pts=None)
-    assert counted.numbers_of([3, 1, 1, 4]) == [1, 3]
 
 
 def test_numbers_of_every_frame(tmp_path: Path) -> None:

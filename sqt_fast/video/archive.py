@@ -81,7 +81,7 @@ class _Search:
     def expand(self, text: str) -> Iterator[str]:
         """Yield the files that one input names."""
         if text == "-":
-            yield from _listed(self.stdin, Path())
+            yield from _listed(self.stdin, Path(), exact=self.null)
             return
         if not os.path.lexists(text):
             if not glob.has_magic(text):
@@ -144,7 +144,7 @@ class _Search:
         if path.suffix.lower() == ".csv":
             return _listed(_csv_column(path, text, self.path_col), path.parent)
         # splitlines() would also cut names that hold U+2028 and its kind
-        return _listed(text.split("\0" if self.null else "\n"), path.parent)
+        return _listed(text.split("\0" if self.null else "\n"), path.parent, exact=self.null)
 
 
 def _csv_column(path: Path, text: str, path_col: str) -> list[str]:
@@ -172,25 +172,20 @@ def _parquet_column(path: Path, path_col: str) -> list[str]:
         raise ConfigError(f"list {path}: not a Parquet file that can be read ({error})") from error
 
 
-def _listed(lines: Iterable[str], folder: Path) -> Iterator[str]:
+def _listed(lines: Iterable[str], folder: Path, *, exact: bool = False) -> Iterator[str]:
     """Yield the paths in ``lines``; a relative one counts from the current folder, else from the list's own.
 
-    A line may end in a class number, as mmaction2's annotation files have it; the number is ignored.
+    A line may end in a class number, as mmaction2's annotation files have it; the number is ignored. exact: what was
+    given is the name and nothing else, be it a newline.
     """
     for line in lines:
-        text = line.rstrip("\r\n")
-        if not text.strip():
+        text = line if exact else line.rstrip("\r\n")
+        if not text or not (exact or text.strip()):
             continue
-        for candidate in dict.fromkeys((text, _without_label(text))):
-            for path in (Path(candidate), folder / candidate):
-                if os.path.lexists(path):
-                    yield str(path)
-                    break
-            else:
-                continue
-            break
-        else:
-            yield _without_label(text)  # does not exist: becomes a row that says so
+        names = (text,) if exact else (text, _without_label(text))
+        places = (path for name in names for path in (Path(name), folder / name))
+        # One that does not exist becomes a row that says so.
+        yield next((str(path) for path in places if os.path.lexists(path)), names[-1])
 
 
 def _without_label(line: str) -> str:
