@@ -8,11 +8,11 @@ from typing import Any
 
 from sqt_fast.clips.recipe import Recipe
 from sqt_fast.engine.decoder_process import DecoderProcess
-from sqt_fast.engine.decoder_tools import CpuTools, ToolsFactory
 from sqt_fast.engine.memory import MAX_DECODERS, usable_cores
 from sqt_fast.engine.process import ChildError
 from sqt_fast.errors import BackendError, SqtError, VideoError, system_reason
 from sqt_fast.video.archive import VideoFile
+from sqt_fast.video.cpu_decoder import FFMPEG, CpuTools
 from sqt_fast.video.probe import Probe
 
 # Enough to guess the length of an archive's videos, few enough to cost a second.
@@ -49,7 +49,7 @@ class Finding:
 
 
 def survey(
-    videos: Sequence[VideoFile], recipe: Recipe, *, tools: ToolsFactory = CpuTools, hang_s: float = 60.0
+    videos: Sequence[VideoFile], recipe: Recipe, *, tools: CpuTools = FFMPEG, hang_s: float = 60.0
 ) -> Iterator[Finding]:
     """Probe every video, several at once, and yield the findings in the order of ``videos``.
 

@@ -15,7 +15,6 @@ from typing import Any, NoReturn
 import numpy as np
 
 from sqt_fast.clips.recipe import Recipe
-from sqt_fast.engine.decoder_tools import CpuTools
 from sqt_fast.engine.events import Alive, ClipsLabelled, Note
 from sqt_fast.engine.process import shared_memory, start_heartbeat
 from sqt_fast.engine.results import RunCounters, VideoResult, WeightsInfo
@@ -23,7 +22,7 @@ from sqt_fast.engine.suspects import DEVICE_LOST_EXIT
 from sqt_fast.errors import BackendError, CheckpointError
 from sqt_fast.table.schema import Row
 from sqt_fast.video.archive import VideoFile
-from sqt_fast.video.cpu_decoder import DecodeReport, Frames, NewBuffer
+from sqt_fast.video.cpu_decoder import CpuTools, DecodeReport, Frames, NewBuffer
 from sqt_fast.video.probe import Probe
 from sqt_fast.video.reader import PacketReader
 from sqt_fast.video.sampling import ClipPlan
@@ -33,8 +32,8 @@ from sqt_fast.video.segments import Segment
 
 
 @dataclass(frozen=True)
-class Poison:
-    """Makes tools whose process comes to harm on files with ``name`` in their path.
+class Poison(CpuTools):
+    """Tools whose process comes to harm on files with ``name`` in their path.
 
     how: a signal that it sends to itself, or hang, memory, value; else it ends with code 3. at: the wanted frame before
     which it happens, None while probing. once: a file that remembers that it has happened; then it never does again.
@@ -44,9 +43,6 @@ class Poison:
     at: int | None = None
     name: str = "poison"
     once: str | None = None
-
-    def __call__(self) -> "PoisonedTools":
-        return PoisonedTools(self)
 
     def strikes(self, path: str) -> bool:
         """Whether it is to happen now."""
@@ -66,28 +62,20 @@ class Poison:
             raise ValueError("what nobody foresaw")
         os._exit(3)
 
-
-class PoisonedTools(CpuTools):
-    """See Poison."""
-
-    def __init__(self, poison: Poison) -> None:
-        self.poison = poison
-
     def probe(self, video: VideoFile, progress: Callable[[], None]) -> tuple[Probe, PacketReader]:
-        if self.poison.at is None and self.poison.strikes(video.path):
-            self.poison.strike()
+        if self.at is None and self.strikes(video.path):
+            self.strike()
         return super().probe(video, progress)
 
     def frames(
         self, reader: PacketReader, segment: Segment, report: DecodeReport, new_buffer: NewBuffer
     ) -> Iterator[Frames]:
-        poison = self.poison
-        at = poison.at if poison.at in segment.numbers.tolist() and poison.strikes(reader.source.path) else None
+        at = self.at if self.at in segment.numbers.tolist() and self.strikes(reader.source.path) else None
         for chunk in super().frames(reader, segment, report, new_buffer):
             if at is not None and chunk.numbers[-1] >= at:
                 if before := sum(number < at for number in chunk.numbers):
                     yield Frames(chunk.numbers[:before], chunk.images[:before])
-                poison.strike()
+                self.strike()
             yield chunk
 
 
@@ -107,53 +95,33 @@ class PoisonedRecipe(Recipe):
 
 
 @dataclass(frozen=True)
-class Slow:
-    """Makes tools that take their time before every probe and segment; ticking: they say that they are at work."""
+class Slow(CpuTools):
+    """Tools that take their time before every probe and segment; ticking: they say that they are at work."""
 
     seconds: float
     ticking: bool = False
     name: str = ""
 
-    def __call__(self) -> "SlowTools":
-        return SlowTools(self)
-
-
-class SlowTools(CpuTools):
-    """See Slow."""
-
-    def __init__(self, slow: Slow) -> None:
-        self.slow = slow
-
     def probe(self, video: VideoFile, progress: Callable[[], None]) -> tuple[Probe, PacketReader]:
-        end = time.monotonic() + self.slow.seconds * (self.slow.name in video.path)
+        end = time.monotonic() + self.seconds * (self.name in video.path)
         while (left := end - time.monotonic()) > 0:
-            time.sleep(min(left, 0.1) if self.slow.ticking else left)
+            time.sleep(min(left, 0.1) if self.ticking else left)
             progress()
         return super().probe(video, progress)
 
     def frames(
         self, reader: PacketReader, segment: Segment, report: DecodeReport, new_buffer: NewBuffer
     ) -> Iterator[Frames]:
-        if self.slow.name in reader.source.path:
-            time.sleep(self.slow.seconds)
+        if self.name in reader.source.path:
+            time.sleep(self.seconds)
         yield from super().frames(reader, segment, report, new_buffer)
 
 
 @dataclass(frozen=True)
-class Deaf:
-    """Makes tools that pass over wanted frames from number ``first`` on, without a word."""
+class Deaf(CpuTools):
+    """Tools that pass over wanted frames from number ``first`` on, without a word."""
 
     first: int
-
-    def __call__(self) -> "DeafTools":
-        return DeafTools(self.first)
-
-
-class DeafTools(CpuTools):
-    """See Deaf."""
-
-    def __init__(self, first: int) -> None:
-        self.first = first
 
     def frames(
         self, reader: PacketReader, segment: Segment, report: DecodeReport, new_buffer: NewBuffer
@@ -165,8 +133,15 @@ class DeafTools(CpuTools):
                 yield Frames(keep, chunk.images[: len(keep)])
 
 
-def no_tools() -> CpuTools:
-    """Fail to start."""
+@dataclass(frozen=True)
+class Unfit(CpuTools):
+    """Tools that do not survive the journey to their process."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _refuse, ()
+
+
+def _refuse() -> NoReturn:
     raise RuntimeError("no tools today")
 
 

@@ -13,20 +13,19 @@ import pytest
 from sqt_fast.clips.recipe import Recipe
 from sqt_fast.config import FAST
 from sqt_fast.engine.decoder_process import DecoderProcess
-from sqt_fast.engine.decoder_tools import ToolsFactory
 from sqt_fast.engine.process import ChildError
 from sqt_fast.errors import VideoError
 from sqt_fast.samples import encoding
 from sqt_fast.samples.encoding import Format
 from sqt_fast.samples.scenes import draw, random_scene
 from sqt_fast.video.archive import VideoFile, find_videos
-from sqt_fast.video.cpu_decoder import CpuDecoder, DecodeReport, Pixels
+from sqt_fast.video.cpu_decoder import CpuDecoder, CpuTools, DecodeReport, Pixels
 from sqt_fast.video.probe import Probe
 from sqt_fast.video.reader import PacketReader
 from sqt_fast.video.remux import remux
 from sqt_fast.video.scan import probe
 from sqt_fast.video.segments import Segment, plan_segments
-from tests.poison import Poison, Slow, is_alive, no_tools, wait_until
+from tests.poison import Poison, Slow, Unfit, is_alive, wait_until
 
 HostFactory = Callable[..., DecoderProcess]
 
@@ -36,7 +35,7 @@ def hosts() -> Iterator[HostFactory]:
     """Make host processes that are ended after the test."""
     made: list[DecoderProcess] = []
 
-    def make(tools: ToolsFactory | None = None, **options: object) -> DecoderProcess:
+    def make(tools: CpuTools | None = None, **options: object) -> DecoderProcess:
         made.append(DecoderProcess(**({"tools": tools} if tools else {}), **options))  # type: ignore[arg-type]
         return made[-1]
 
@@ -242,14 +241,19 @@ def test_a_process_that_hangs_is_killed(
 
 def test_slow_work_that_shows_progress_is_no_hang(hosts: HostFactory, video: VideoFile) -> None:
     news: list[float] = []
-    host = hosts(Slow(4.0, ticking=True), hang_s=2.0, report=lambda event: news.append(time.monotonic()))
+    slow = Slow(4.0, ticking=True, name=video.path)
+    host = hosts(slow, report=lambda event: news.append(time.monotonic()))
+    with pytest.raises(VideoError):
+        host.probe(replace(video, path="gone.mp4"))  # starting a process may take longer than two seconds
+    news.clear()
+    host.hang_s = 2.0
     assert host.probe(video).num_frames == 200
     assert len(news) >= 3
 
 
-def test_tools_that_cannot_be_made(hosts: HostFactory, video: VideoFile) -> None:
+def test_tools_that_do_not_arrive(hosts: HostFactory, video: VideoFile) -> None:
     with pytest.raises(ChildError, match=r"decoder ended unasked \(exit code 1\)"):
-        hosts(no_tools).probe(video)
+        hosts(Unfit()).probe(video)
 
 
 def test_no_more_processes(hosts: HostFactory, video: VideoFile, monkeypatch: pytest.MonkeyPatch) -> None:

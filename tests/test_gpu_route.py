@@ -18,7 +18,6 @@ from sqt_fast.clips.recipe import Recipe
 from sqt_fast.clips.resize import resize, upright
 from sqt_fast.config import FAST
 from sqt_fast.engine import gpu_route as module
-from sqt_fast.engine.decoder_tools import CpuTools
 from sqt_fast.engine.decoders import DecoderSetup
 from sqt_fast.engine.events import ignore
 from sqt_fast.engine.gpu_route import GpuRoute, stream_facts
@@ -34,7 +33,7 @@ from sqt_fast.samples.encoding import Format
 from sqt_fast.samples.scenes import draw, random_scene
 from sqt_fast.table.rows import RowStyle
 from sqt_fast.video.archive import find_videos
-from sqt_fast.video.cpu_decoder import CpuDecoder, DecodeReport
+from sqt_fast.video.cpu_decoder import FFMPEG, CpuDecoder, DecodeReport
 from sqt_fast.video.probe import Probe
 from sqt_fast.video.reader import PacketReader
 from sqt_fast.video.remux import remux
@@ -92,7 +91,7 @@ def backend(tiny_model: SqueezeTime) -> Backend:
 def label(folder: Path, backend: Backend, gpu: GpuRoute | None, **options: Any) -> dict[str, list[Any]]:
     """Return the rows of every video."""
     style = RowStyle(TINY_LABELS, len(TINY_LABELS), per_window=True)
-    setup = DecoderSetup(RESOURCES, options.pop("tools", CpuTools), gpu)
+    setup = DecoderSetup(RESOURCES, options.pop("tools", FFMPEG), gpu)
     labelling = Labelling(backend, Task(RECIPE, style, batch_size=4), setup, **options)
     results = list(labelling.label(find_videos([str(folder)])))
     return {Path(result.video.path).name: result.rows for result in results}

@@ -21,7 +21,6 @@ from sqt_fast.clips.gather import ClipMaker
 from sqt_fast.clips.recipe import Recipe
 from sqt_fast.clips.resize import resize, upright
 from sqt_fast.config import ClipProtocol
-from sqt_fast.engine.decoder_tools import CpuTools
 from sqt_fast.engine.decoders import DecoderSetup
 from sqt_fast.engine.events import BatchSizeChanged
 from sqt_fast.engine.labelling import Labelling, Sheet, Task
@@ -33,7 +32,7 @@ from sqt_fast.samples.encoding import Format
 from sqt_fast.samples.scenes import draw, random_scene
 from sqt_fast.table.rows import RowStyle
 from sqt_fast.video.archive import VideoFile, find_videos
-from sqt_fast.video.cpu_decoder import CpuDecoder, DecodeReport
+from sqt_fast.video.cpu_decoder import FFMPEG, CpuDecoder, DecodeReport
 from sqt_fast.video.reader import PacketReader
 from sqt_fast.video.scan import probe
 from sqt_fast.video.segments import plan_segments
@@ -84,7 +83,7 @@ def make_worker(
     style = RowStyle(LABELS, 2, per_window=recipe is not OFFICIAL)
     resources = Resources(num_decoders, 1 << 30, cores=2, hang_s=hang_s)
     task = Task(recipe, style, options.pop("batch_size", 4), options.pop("embeddings", False))
-    setup = DecoderSetup(resources, options.pop("tools", CpuTools), options.pop("gpu", None))
+    setup = DecoderSetup(resources, options.pop("tools", FFMPEG), options.pop("gpu", None))
     return Labelling(backend, task, setup, **options)
 
 

@@ -21,7 +21,6 @@ import pytest
 import torch
 
 from sqt_fast.config import IndexConfig
-from sqt_fast.engine.decoder_tools import CpuTools
 from sqt_fast.engine.events import Report
 from sqt_fast.engine.labelling import Labelling
 from sqt_fast.engine.memory import Resources
@@ -35,6 +34,7 @@ from sqt_fast.network.registry import BACKENDS
 from sqt_fast.run import run
 from sqt_fast.table.parts import Parts
 from sqt_fast.video.archive import VideoFile
+from sqt_fast.video.cpu_decoder import FFMPEG
 from tests.poison import Poison, Slow, descendants, is_alive, wait_until
 from tests.tables import read_table
 from tests.watching import Remembering
@@ -802,7 +802,7 @@ def test_supervised_gives_the_same_table(lab: Lab, tmp_path: Path) -> None:
     lab.run(embeddings=True)
     wanted = repr(lab.rows())
     lab.output = tmp_path / "supervised.parquet"
-    summary = lab.run(launch=with_tools(CpuTools), embeddings=True)
+    summary = lab.run(launch=with_tools(FFMPEG), embeddings=True)
     assert repr(lab.rows()) == wanted
     assert (summary.labelled, summary.rows, summary.failed) == (4, len(lab.rows()), 1)
     assert summary.counters.clips == sum(row["status"] == "ok" for row in lab.rows())

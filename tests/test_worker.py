@@ -12,7 +12,6 @@ import pytest
 
 from sqt_fast.config import IndexConfig
 from sqt_fast.engine import routing
-from sqt_fast.engine.decoder_tools import CpuTools
 from sqt_fast.engine.events import ClipsLabelled, Note
 from sqt_fast.engine.gpu_route import GpuRoute
 from sqt_fast.engine.memory import Resources
@@ -22,6 +21,7 @@ from sqt_fast.engine.worker import Worker
 from sqt_fast.errors import ConfigError
 from sqt_fast.network.choose import Choice
 from sqt_fast.video.archive import find_videos
+from sqt_fast.video.cpu_decoder import FFMPEG
 from tests.conftest import TINY_LABELS
 from tests.poison import descendants, is_alive, wait_until
 from tests.watching import notes_into
@@ -127,7 +127,7 @@ def test_without_a_gpu_it_is_not_thought_of(config: IndexConfig, gpu: list[tuple
 
 @pytest.fixture
 def child(config: IndexConfig) -> Iterator[ChildProcess]:
-    child = ChildProcess("sqt_fast.engine.worker:serve", config, RESOURCES, CpuTools, 30, title="worker")
+    child = ChildProcess("sqt_fast.engine.worker:serve", config, RESOURCES, FFMPEG, 30, title="worker")
     yield child
     child.kill()
     assert wait_until(lambda: not descendants(os.getpid()))
@@ -170,7 +170,7 @@ def test_a_conversation(child: ChildProcess, config: IndexConfig) -> None:
 
 def test_expected_errors_pass_as_they_are(config: IndexConfig) -> None:
     gone = ChildProcess(
-        "sqt_fast.engine.worker:serve", replace(config, weights="gone.pth"), RESOURCES, CpuTools, 30, title="x"
+        "sqt_fast.engine.worker:serve", replace(config, weights="gone.pth"), RESOURCES, FFMPEG, 30, title="x"
     )
     gone.send(("load",))
     kind, error = gone.receive(60)

@@ -15,14 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sqt_fast.clips.recipe import Recipe
-from sqt_fast.engine.decoder_tools import CpuTools, Tools, ToolsFactory
 from sqt_fast.engine.events import Alive, Report, ignore
 from sqt_fast.engine.messages import decode, encode
 from sqt_fast.engine.process import ChildError, ChildProcess, Limits, serve_requests, shared_memory
 from sqt_fast.errors import VideoError
 from sqt_fast.video.archive import VideoFile
 from sqt_fast.video.container import MAX_PIXELS
-from sqt_fast.video.cpu_decoder import CHUNK_BYTES, DecodeReport, Frames, Pixels
+from sqt_fast.video.cpu_decoder import CHUNK_BYTES, FFMPEG, CpuTools, DecodeReport, Frames, Pixels
 from sqt_fast.video.probe import Probe, Source
 from sqt_fast.video.reader import PacketReader
 from sqt_fast.video.remux import is_cropped_at_end, remux
@@ -56,7 +55,7 @@ class Plan:
 class DecoderProcess:
     """A decoder in a process of its own, started when first needed and again after it died.
 
-    tools: makes what works inside. hang_s: seconds of silence after which it is killed. limits: what it may have.
+    tools: what works inside. hang_s: seconds of silence after which it is killed. limits: what it may have.
     report: is told of every sign of life. Every method raises VideoError for what is wrong with a file, ChildError when
     the process died or hung, and OSError when none can be started.
     """
@@ -64,7 +63,7 @@ class DecoderProcess:
     def __init__(
         self,
         *,
-        tools: ToolsFactory = CpuTools,
+        tools: CpuTools = FFMPEG,
         hang_s: float = 60.0,
         limits: Limits | None = None,
         report: Report = ignore,
@@ -173,9 +172,9 @@ class DecoderProcess:
         return answer
 
 
-def serve(connection: "Connection[Any, Any]", make_tools: ToolsFactory) -> None:
+def serve(connection: "Connection[Any, Any]", tools: CpuTools) -> None:
     """Answer requests in the child process: (name, arguments...) to a value, a VideoError, or frames."""
-    server = _Server(connection, make_tools())
+    server = _Server(connection, tools)
     answers: dict[str, Callable[..., Any]] = {
         "probe": server.probe,
         "plan": server.plan,
@@ -196,7 +195,7 @@ def _of_the_file(error: Exception) -> VideoError:
 class _Server:
     """The other side of DecoderProcess."""
 
-    def __init__(self, connection: "Connection[Any, Any]", tools: Tools) -> None:
+    def __init__(self, connection: "Connection[Any, Any]", tools: CpuTools) -> None:
         self.connection, self.tools = connection, tools
         self.sent = self.freed = self.largest_bytes = 0
         self.memory = shared_memory()

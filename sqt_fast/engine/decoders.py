@@ -15,7 +15,6 @@ from sqt_fast.clips.gather import Clip, ClipMaker
 from sqt_fast.clips.recipe import Recipe
 from sqt_fast.clips.resize import resize, upright
 from sqt_fast.engine.decoder_process import DecoderProcess
-from sqt_fast.engine.decoder_tools import CpuTools, ToolsFactory
 from sqt_fast.engine.events import Report, ignore
 from sqt_fast.engine.failures import Failure, kind_of
 from sqt_fast.engine.jobs import Job, Jobs, Planned
@@ -23,7 +22,7 @@ from sqt_fast.engine.memory import DECODER_BYTES, Budget, Resources, decoder_lim
 from sqt_fast.engine.process import ChildError
 from sqt_fast.engine.segment_decoder import SegmentError
 from sqt_fast.errors import BackendError, DeviceLostError, SqtError, VideoError, first_line, system_reason
-from sqt_fast.video.cpu_decoder import DecodeReport
+from sqt_fast.video.cpu_decoder import FFMPEG, CpuTools, DecodeReport
 from sqt_fast.video.segments import Segment
 
 if TYPE_CHECKING:
@@ -53,7 +52,7 @@ class DecoderSetup:
     """What decoders work with. tools: what runs in their processes; gpu: the GPU's decoders, None for the CPU alone."""
 
     resources: Resources
-    tools: ToolsFactory = CpuTools
+    tools: CpuTools = FFMPEG
     gpu: "GpuRoute | None" = None
 
 

@@ -11,7 +11,6 @@ from collections.abc import Callable, Generator, Sequence
 from typing import Any, Protocol
 
 from sqt_fast.config import IndexConfig
-from sqt_fast.engine.decoder_tools import CpuTools, ToolsFactory
 from sqt_fast.engine.events import BatchSizeChanged, Note, Report
 from sqt_fast.engine.memory import Resources, plan_resources
 from sqt_fast.engine.process import ChildError, ChildProcess
@@ -19,6 +18,7 @@ from sqt_fast.engine.results import EarlierRun, RunCounters, VideoResult, Weight
 from sqt_fast.engine.suspects import DEVICE_LOST_EXIT, LOST_DEVICE_ADVICE, Suspects, Verdicts, WorkerLostError
 from sqt_fast.errors import BackendError, SqtError, system_reason
 from sqt_fast.video.archive import VideoFile
+from sqt_fast.video.cpu_decoder import FFMPEG, CpuTools
 
 # Videos in the worker's hands beyond one a decoder and those that wait for the network, of a clip each at least, for
 # the batch that it runs and the next: enough that nothing waits, few to do again.
@@ -65,7 +65,7 @@ class Supervisor:
         config: IndexConfig,
         resources: Resources,
         report: Report,
-        tools: ToolsFactory = CpuTools,
+        tools: CpuTools = FFMPEG,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self.config, self.resources, self.report, self.tools, self.sleep = config, resources, report, tools, sleep

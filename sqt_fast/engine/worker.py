@@ -17,7 +17,6 @@ from sqt_fast.clips.batches import Batches, CpuBatches
 from sqt_fast.clips.recipe import Recipe
 from sqt_fast.config import IndexConfig
 from sqt_fast.engine.decoder_process import TICK_S
-from sqt_fast.engine.decoder_tools import CpuTools, ToolsFactory
 from sqt_fast.engine.decoders import DecoderSetup
 from sqt_fast.engine.events import Alive, Event, Note, Report, ignore
 from sqt_fast.engine.failures import Failure, kind_of
@@ -33,6 +32,7 @@ from sqt_fast.network.choose import Choice, choose, find_device, open_backend
 from sqt_fast.network.weights import Weights, load_weights
 from sqt_fast.table.rows import RowStyle
 from sqt_fast.video.archive import VideoFile
+from sqt_fast.video.cpu_decoder import FFMPEG, CpuTools
 
 if TYPE_CHECKING:
     from sqt_fast.engine.gpu_route import GpuRoute
@@ -42,7 +42,7 @@ class Worker:
     """Call ``load``, then ``open``, then ``label``. report: is told of notes, progress, and changes."""
 
     def __init__(
-        self, config: IndexConfig, resources: Resources, tools: ToolsFactory = CpuTools, report: Report = ignore
+        self, config: IndexConfig, resources: Resources, tools: CpuTools = FFMPEG, report: Report = ignore
     ) -> None:
         self.config, self.resources, self.tools, self.report = config, resources, tools, report
         self.recipe = Recipe.of(config)
@@ -130,7 +130,7 @@ class Worker:
 
 
 def serve(
-    connection: "Connection[Any, Any]", config: IndexConfig, resources: Resources, tools: ToolsFactory, log_level: int
+    connection: "Connection[Any, Any]", config: IndexConfig, resources: Resources, tools: CpuTools, log_level: int
 ) -> NoReturn:
     """Be a worker's process: answer ``load`` and ``open``, then label what comes.
 

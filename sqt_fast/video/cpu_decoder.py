@@ -16,7 +16,8 @@ from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
 from sqt_fast.errors import VideoError
-from sqt_fast.video.probe import Source
+from sqt_fast.video.archive import VideoFile
+from sqt_fast.video.probe import Probe, Source
 from sqt_fast.video.reader import PacketReader
 from sqt_fast.video.segments import Segment
 
@@ -113,6 +114,24 @@ class CpuDecoder:
             yield chunk.take(missing)
         report.add(seen)
         return True
+
+
+@dataclass(frozen=True)
+class CpuTools:
+    """What a decoder's process works with: it travels there, and tests send one that fails."""
+
+    def probe(self, video: VideoFile, progress: Callable[[], None]) -> tuple[Probe, PacketReader]:
+        """Return what there is to know of ``video``, and the open file. Raises VideoError."""
+        return PacketReader.probing(video, progress)
+
+    def frames(
+        self, reader: PacketReader, segment: Segment, report: DecodeReport, new_buffer: NewBuffer
+    ) -> Iterator[Frames]:
+        """Decode ``segment`` into buffers. See ``CpuDecoder.frames``."""
+        return CpuDecoder(new_buffer).frames(reader, segment, report)
+
+
+FFMPEG = CpuTools()
 
 
 def _wanted(reader: PacketReader, segment: Segment, report: DecodeReport) -> Iterator[tuple[int, av.VideoFrame]]:
