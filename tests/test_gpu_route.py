@@ -20,7 +20,7 @@ from sqt_fast.config import FAST
 from sqt_fast.engine import gpu_route as module
 from sqt_fast.engine.decoders import DecoderSetup
 from sqt_fast.engine.events import ignore
-from sqt_fast.engine.gpu_route import GpuRoute, stream_facts
+from sqt_fast.engine.gpu_route import GpuRoute
 from sqt_fast.engine.labelling import Labelling, Task
 from sqt_fast.engine.memory import Resources
 from sqt_fast.engine.segment_decoder import SegmentError
@@ -291,15 +291,6 @@ def test_segments_are_cut_to_what_the_gpu_holds(folder: Path, route: GpuRoute) -
     assert route.max_wanted(facts) == (1 << 30) // (3 * 320 * 240)
     huge = replace(facts, source=replace(facts.source, width=16384, height=8192))
     assert route.max_wanted(huge) == 2
-
-
-def test_facts_for_routing(folder: Path) -> None:
-    facts = stream_facts(look(folder / "vp9.mp4"))
-    assert (facts.codec, facts.profile, facts.pix_fmt) == ("vp9", "Profile 0", "yuv420p")
-    assert (facts.width, facts.height, facts.reorder_depth) == (320, 240, 0)
-    assert facts.is_timed
-    assert facts.has_random_access
-    assert not (facts.is_interlaced or facts.size_changes or facts.has_hidden_frames)
 
 
 def test_sizes_that_h264_cuts_off_are_asked_for_uncropped(folder: Path, route: GpuRoute) -> None:

@@ -4,26 +4,29 @@ import ctypes
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from sqt_fast.engine import routing
-from sqt_fast.engine.routing import StreamFacts, why_no_gpu_decoder, why_not_nvdec
+from sqt_fast.engine.routing import why_no_gpu_decoder, why_not_nvdec
 from sqt_fast.engine.selftest import CLIPS
+from sqt_fast.pipelines import dali_errors
+from sqt_fast.video.packets import RANDOM_ACCESS, SHOWN
+from sqt_fast.video.probe import Probe
+from tests.test_probe import FACTS, PACKETS
 
-GOOD = StreamFacts(
-    codec="h264",
-    profile="High",
-    pix_fmt="yuv420p",
-    is_interlaced=False,
-    is_timed=True,
-    has_random_access=True,
-    size_changes=False,
-    has_hidden_frames=False,
-    width=1920,
-    height=1080,
-    reorder_depth=2,
-)
+
+def flagged(*flags: int) -> dict[str, Any]:
+    return {"packets": replace(PACKETS, flags=np.array(flags, np.uint8))}
+
+
+def good(*, width: int = 1920, height: int = 1080, **changes: Any) -> Probe:
+    """Return the facts of a video that may go to the GPU, but for ``changes``."""
+    facts = replace(FACTS, source=replace(FACTS.source, width=width, height=height), profile="High", reorder_depth=2)
+    return replace(facts, **{**flagged(SHOWN | RANDOM_ACCESS, SHOWN, SHOWN, SHOWN), **changes})
+
+
 ALL_WORK: dict[str, str | None] = dict.fromkeys(CLIPS)
 
 ACCEPTED: dict[str, dict[str, Any]] = {
@@ -61,10 +64,12 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "vp9 4:4:4": ({"codec": "vp9", "profile": "Profile 1", "pix_fmt": "yuv444p"}, "profile Profile 1"),
     "mpeg4 studio": ({"codec": "mpeg4", "profile": "Simple Studio Profile"}, "profile Simple Studio"),
     "interlaced": ({"is_interlaced": True}, "interlaced"),
-    "untimed": ({"is_timed": False}, "told apart"),
-    "no start": ({"has_random_access": False}, "may start"),
+    "untimed": ({"pts": None}, "told apart"),
+    "times mended": ({"clock_jumped": True}, "told apart"),
+    "a packet with no frame": (flagged(SHOWN | RANDOM_ACCESS, SHOWN, SHOWN, 0), "told apart"),
+    "no start": (flagged(SHOWN, SHOWN, SHOWN, SHOWN), "may start"),
     "size changes": ({"size_changes": True}, "changes"),
-    "hidden pictures": ({"codec": "vp9", "profile": "Profile 0", "has_hidden_frames": True}, "hidden"),
+    "hidden pictures": ({"codec": "vp9", "profile": "Profile 0", "has_hidden": True}, "hidden"),
     "odd width": ({"codec": "vp9", "profile": "Profile 0", "width": 321, "height": 240}, "odd size 321x240"),
     "odd height": ({"codec": "vp8", "profile": None, "width": 320, "height": 241}, "odd size 320x241"),
     "small hevc": ({"codec": "hevc", "profile": "Main", "width": 320, "height": 136}, "320x136 is too small"),
@@ -77,12 +82,12 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 
 @pytest.mark.parametrize("changes", ACCEPTED.values(), ids=ACCEPTED)
 def test_accepted(changes: dict[str, Any]) -> None:
-    assert why_not_nvdec(replace(GOOD, **changes), ALL_WORK) is None
+    assert why_not_nvdec(good(**changes), ALL_WORK) is None
 
 
 @pytest.mark.parametrize(("changes", "reason"), REFUSED.values(), ids=REFUSED)
 def test_refused(changes: dict[str, Any], reason: str) -> None:
-    found = why_not_nvdec(replace(GOOD, **changes), ALL_WORK)
+    found = why_not_nvdec(good(**changes), ALL_WORK)
     assert found is not None
     assert reason in found
     assert "\n" not in found
@@ -93,7 +98,7 @@ def test_only_what_passed_its_test_is_trusted(codec: str) -> None:
     profiles = {"h264": "Main", "hevc": "Main", "hevc10": "Main 10", "mpeg4": "Simple Profile", "vp9": "Profile 0"}
     pix_fmt = "yuv420p10le" if codec == "hevc10" else "yuv420p"
     changes: dict[str, Any] = {"codec": codec.removesuffix("10"), "profile": profiles.get(codec), "pix_fmt": pix_fmt}
-    facts = replace(GOOD, **changes)
+    facts = good(**changes)
     assert why_not_nvdec(facts, {codec: None}) is None
     others = {name: None for name in CLIPS if name != codec}
     assert why_not_nvdec(facts, others) == f"{codec} was not tested on this GPU"
@@ -108,6 +113,17 @@ def test_every_tested_codec_can_be_routed() -> None:
 def test_machine_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert why_no_gpu_decoder() == "torch sees no CUDA GPU"
+
+
+@pytest.mark.parametrize(("package", "said"), [("nvidia", "DALI is not installed"), ("triton", "Triton, which")])
+def test_machine_without_a_package(monkeypatch: pytest.MonkeyPatch, package: str, said: str) -> None:
+    def find(name: str) -> object:
+        return None if name == package else "found"
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(routing, "find_spec", find)
+    monkeypatch.setattr(dali_errors, "find_spec", find)
+    assert (why_no_gpu_decoder() or "").startswith(said)
 
 
 def test_machine_without_the_decoder_library(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 from sqt_fast.clips.colour import correct
 from sqt_fast.clips.resize import upright
 from sqt_fast.engine.events import Note, Report
-from sqt_fast.engine.routing import StreamFacts, why_not_nvdec
+from sqt_fast.engine.routing import why_not_nvdec
 from sqt_fast.engine.segment_decoder import (
     MAX_BATCH_BYTES,
     NUM_PIPELINES,
@@ -18,7 +18,6 @@ from sqt_fast.engine.segment_decoder import (
 )
 from sqt_fast.engine.selftest import working_codecs
 from sqt_fast.pipelines.sample import SegmentSample
-from sqt_fast.video.packets import RANDOM_ACCESS, SHOWN
 from sqt_fast.video.probe import Probe
 from sqt_fast.video.segments import Segment
 
@@ -53,7 +52,7 @@ class GpuRoute:
 
     def why_not(self, facts: Probe) -> str | None:
         """Return why a video is better decoded on the host, None if it is not."""
-        return why_not_nvdec(stream_facts(facts), self.tested)
+        return why_not_nvdec(facts, self.tested)
 
     def max_wanted(self, facts: Probe) -> int:
         """Return how many frames a segment should ask for."""
@@ -91,26 +90,3 @@ def _batch_bytes(device_id: int | None) -> int:
         return MAX_BATCH_BYTES
     free, _ = torch.cuda.mem_get_info(device_id)
     return min(MAX_BATCH_BYTES, free // 2 // NUM_PIPELINES)
-
-
-def stream_facts(facts: Probe) -> StreamFacts:
-    """Return what routing must know of a probed video."""
-    return StreamFacts(
-        codec=facts.codec,
-        profile=facts.profile,
-        pix_fmt=facts.pix_fmt,
-        is_interlaced=facts.is_interlaced,
-        is_timed=_is_timed(facts),
-        has_random_access=bool(facts.packets.are(RANDOM_ACCESS).any()),
-        size_changes=facts.size_changes,
-        has_hidden_frames=facts.has_hidden,
-        width=facts.source.width,
-        height=facts.source.height,
-        reorder_depth=facts.reorder_depth,
-    )
-
-
-def _is_timed(facts: Probe) -> bool:
-    """Whether every packet's own time, as the file has it, is that of one picture."""
-    pairs = facts.num_frames == facts.packets.are(SHOWN).sum()
-    return bool(pairs) and facts.pts is not None and not facts.clock_jumped

@@ -1,14 +1,16 @@
-"""Decide from facts alone whether the GPU's decoders (NVDEC, through DALI) can be trusted with a video.
+"""Decide from facts alone whether the GPU's decoders can be trusted with a video.
 
-What they refuse aloud would only cost time. Most rules are for what they would get wrong in silence: DALI pairs the
+What they refuse aloud would only cost time. Most rules are for what they would get wrong in silence: they pair the
 times of packets with pictures in the order in which they are decoded, so every packet must give exactly one picture.
 """
 
 import ctypes
 from collections.abc import Mapping
-from dataclasses import dataclass
+from importlib.util import find_spec
 
 from sqt_fast.pipelines.dali_errors import is_installed
+from sqt_fast.video.packets import RANDOM_ACCESS, SHOWN
+from sqt_fast.video.probe import Probe
 
 # Profiles that NVDEC decodes on every GPU since Turing, Hopper among them (Video Codec SDK 13.0, NVDEC application
 # note). None: whatever the profile. FFmpeg's names.
@@ -23,34 +25,11 @@ _EIGHT_BITS = frozenset({"yuv420p", "yuvj420p"})
 _TEN_BITS = frozenset({"yuv420p10le"})
 # Smallest side, and largest, as NVDEC itself reports them (nvdecinfo of github.com/philipl/nv-video-info).
 _SIDES = {"h264": (48, 4096), "hevc": (144, 8192), "mpeg4": (48, 2032), "vp8": (48, 4096), "vp9": (128, 8192)}
-# Pictures that DALI holds to put them in order.
+# Pictures that the decoder holds to put them in order.
 _MAX_REORDER = 7
 
 
-@dataclass(frozen=True)
-class StreamFacts:
-    """What must be known of a video stream.
-
-    codec, profile, pix_fmt: FFmpeg's names; no profile is None. is_timed: every packet has a time of its own, which is
-    its picture's. has_random_access: decoding may start somewhere. size_changes: the size or format of pictures changes
-    in mid-stream. has_hidden_frames: some pictures are only referred to. width, height: as decoded. reorder_depth: how
-    many pictures may come before another in the file and after it in time.
-    """
-
-    codec: str
-    profile: str | None
-    pix_fmt: str
-    is_interlaced: bool
-    is_timed: bool
-    has_random_access: bool
-    size_changes: bool
-    has_hidden_frames: bool
-    width: int
-    height: int
-    reorder_depth: int
-
-
-def why_not_nvdec(facts: StreamFacts, tested: Mapping[str, str | None]) -> str | None:
+def why_not_nvdec(facts: Probe, tested: Mapping[str, str | None]) -> str | None:
     """Return the first reason against decoding a stream on the GPU, None if there is none.
 
     tested: what ``selftest.working_codecs`` found: by codec, None or why it does not work here.
@@ -66,6 +45,8 @@ def why_no_gpu_decoder() -> str | None:
         return "torch sees no CUDA GPU"
     if not is_installed():
         return "DALI is not installed (pip install 'sqt-fast[gpu]')"
+    if find_spec("triton") is None:
+        return "Triton, which resizes what was decoded, is not installed (pip install 'sqt-fast[gpu]')"
     try:
         ctypes.CDLL("libnvcuvid.so.1")
     except OSError:
@@ -76,7 +57,7 @@ def why_no_gpu_decoder() -> str | None:
     return None
 
 
-def _why_not_codec(facts: StreamFacts, tested: Mapping[str, str | None]) -> str | None:
+def _why_not_codec(facts: Probe, tested: Mapping[str, str | None]) -> str | None:
     if facts.codec not in _PROFILES:
         return f"{facts.codec} is not decoded on the GPU"
     profiles = _PROFILES[facts.codec]
@@ -91,18 +72,25 @@ def _why_not_codec(facts: StreamFacts, tested: Mapping[str, str | None]) -> str 
     return None if reason is None else f"{name} failed its test on this GPU: {reason}"
 
 
-def _why_not_stream(facts: StreamFacts) -> str | None:
+def _why_not_stream(facts: Probe) -> str | None:
     smallest, largest = _SIDES[facts.codec]
-    size = f"{facts.width}x{facts.height}"
+    width, height = facts.source.width, facts.source.height
+    size, depth = f"{width}x{height}", facts.reorder_depth
     rules = (
         (facts.is_interlaced, "interlaced: a packet may hold one field or two"),
-        (not facts.is_timed, "frames cannot be told apart by time: times are missing, doubled or dubious"),
-        (not facts.has_random_access, "no picture at which decoding may start"),
+        (not _is_timed(facts), "frames cannot be told apart by time: times are missing, doubled or dubious"),
+        (not facts.packets.are(RANDOM_ACCESS).any(), "no picture at which decoding may start"),
         (facts.size_changes, "the size or format of the pictures changes"),
-        (facts.has_hidden_frames, "hidden pictures: packets and frames do not pair"),
-        (facts.width % 2 or facts.height % 2, f"odd size {size}"),
-        (min(facts.width, facts.height) < smallest, f"{size} is too small for the GPU's {facts.codec} decoder"),
-        (max(facts.width, facts.height) > largest, f"{size} is too large for the GPU's {facts.codec} decoder"),
-        (facts.reorder_depth > _MAX_REORDER, f"{facts.reorder_depth} pictures to reorder, more than {_MAX_REORDER}"),
+        (facts.has_hidden, "hidden pictures: packets and frames do not pair"),
+        (width % 2 or height % 2, f"odd size {size}"),
+        (min(width, height) < smallest, f"{size} is too small for the GPU's {facts.codec} decoder"),
+        (max(width, height) > largest, f"{size} is too large for the GPU's {facts.codec} decoder"),
+        (depth > _MAX_REORDER, f"{depth} pictures to reorder, more than {_MAX_REORDER}"),
     )
     return next((reason for applies, reason in rules if applies), None)
+
+
+def _is_timed(facts: Probe) -> bool:
+    """Whether every packet's own time, as the file has it, is that of one picture."""
+    pairs = facts.num_frames == facts.packets.are(SHOWN).sum()
+    return bool(pairs) and facts.pts is not None and not facts.clock_jumped
