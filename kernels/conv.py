@@ -24,10 +24,12 @@ from sqt_fast.kernels.launch import (
     Config,
     Launch,
     Problem,
+    all_fitting,
     check,
     dtype_name,
     fitting,
     power_of_two_over,
+    product_bytes,
     run,
 )
 from sqt_fast.kernels.numerics import dot, narrow, precision, scale
@@ -187,15 +189,24 @@ def conv(
     return out
 
 
+def _shared_bytes(config: Config, itemsize: int) -> int:
+    """Of the products; in float32 also the importance of a step's channels, in every stage."""
+    return product_bytes(config, itemsize) + config.num_stages * config.block_k * itemsize
+
+
 def _heuristic(x: Tensor, row_of_taps: int, columns: int, pixels: int) -> Config:
-    """Many rows, as a tile has few columns; a row of taps in as few steps as there is room for."""
+    """Many rows, as a tile has few columns; a row of taps in as few steps as there is room for.
+
+    Of 16 columns: steps of 64 and, where channels are many, 64 rows. Tuned on an H100 (bf16, batch 256, Triton 3.6):
+    3x3 of 64 channels 205 -> 148 us, 7x7 of 16 channels 323 -> 183 us.
+    """
     itemsize = x.element_size()
-    block_m = 128 if pixels > 64 else 64
     block_n = min(power_of_two_over(columns), 64)
-    deepest = 32 if itemsize == 4 else 128 if row_of_taps % 64 else 64
+    block_m = 64 if pixels <= 64 or (itemsize == 2 and block_n == 16 and row_of_taps % 64 == 0) else 128
+    deepest = 32 if itemsize == 4 else 128 if row_of_taps % 64 and block_n > 16 else 64
     block_k = min(power_of_two_over(row_of_taps), deepest)
     warps = 8 if itemsize == 4 and block_n > 16 else 4
-    return fitting(Config(block_m, block_n, block_k, warps, 3, 8), itemsize)
+    return fitting(Config(block_m, block_n, block_k, warps, 3, 8), partial(_shared_bytes, itemsize=itemsize), x.device)
 
 
 def _candidates(x: Tensor, row_of_taps: int, columns: int, pixels: int) -> list[Config]:
@@ -206,16 +217,16 @@ def _candidates(x: Tensor, row_of_taps: int, columns: int, pixels: int) -> list[
     itemsize = x.element_size()
     block_n = min(power_of_two_over(columns), 128)
     deepest = power_of_two_over(row_of_taps)
-    configs = {
-        fitting(Config(m, block_n, min(k * 2 // itemsize, deepest), warps, stages, copy_bytes), itemsize)
+    configs = (
+        Config(m, block_n, min(k * 2 // itemsize, deepest), warps, stages, copy_bytes)
         for m in (64, 128, 256)
         if m < 2 * pixels
         for k in (64, 128)
         for warps in (4, 8)
         for stages, copy_bytes in ((1, 16), (3, 8), (3, 16))
         if warps == 4 or m * block_n >= 4096
-    }
-    return sorted(configs)
+    )
+    return all_fitting(configs, partial(_shared_bytes, itemsize=itemsize), x.device)
 
 
 def conv_reference(

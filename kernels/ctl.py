@@ -6,7 +6,7 @@
 * h (B, 16, H, W) what the inter-temporal object interaction branch has found;
 * y (B, K, H, W).
 
-Unfused this writes and reads five maps of the size of y. Its kernel, ``merge.py``, reads x and h once and writes y
+Unfused this writes and reads five maps of the size of y. Its kernel, ``ctl_merge.py``, reads x and h once and writes y
 once: ``(B*C*H*W + B*16*H*W + B*K*H*W) * itemsize`` bytes.
 
 The network is built from these references, so they cannot rot.

@@ -29,12 +29,14 @@ from sqt_fast.kernels.launch import (
     Config,
     Launch,
     Problem,
+    all_fitting,
     architecture,
     check,
     dtype_name,
     fitting,
     power_of_two_divisor,
     power_of_two_over,
+    product_bytes,
     run,
 )
 from sqt_fast.kernels.numerics import dot, narrow, precision, scale
@@ -268,17 +270,34 @@ def _check(y: Tensor, hidden: Tensor, importance: Tensor, weights: MergeWeights,
             raise ValueError(f"x2 of {w2.shape[0]} channels: give a multiple of 16")
 
 
+def _shared_bytes(config: Config, itemsize: int, depth2: int, *, chained: bool) -> int:
+    """Return the most shared memory that the merge takes: that of its hungriest loop, as they follow each other.
+
+    Read off what Triton 3.7 compiles for sm_90; tests/test_compile.py holds all candidates against it.
+    """
+    m, n, k, _, stages, _ = config
+    gated = product_bytes(config._replace(block_k=min(k, 32)), itemsize, operands=2)
+    closing = 0
+    if chained and not depth2:  # w3 and the residual of 64 columns a step
+        closing = stages * (m + n) * 64
+    elif chained:  # x2 and w2; of w3 several steps only where x2 is no loop of its own
+        closing = stages * (m + 64) * k + (stages if depth2 <= k else 1) * n * 64
+    rounding = 16384 if chained else 0  # of z on its way to the second product
+    return max(product_bytes(config, itemsize), gated, closing * itemsize + rounding)
+
+
 def _heuristic(y: Tensor, channels: int, columns: int, depth2: int, *, chained: bool) -> Config:
     """128 x 128 with 8 warps; all of z in one tile where the closing follows."""
-    itemsize = y.element_size()
+    itemsize, arch = y.element_size(), architecture(y.device)
     block_n = min(power_of_two_over(columns), 128 if itemsize == 2 else 64)
     # With a closing and steps of 64, 8 bytes a thread are spilled on sm_100 (Triton 3.6; 3.7 in one case).
-    deepest = 32 if chained and 100 <= architecture() < 120 else 128 // itemsize
+    deepest = 32 if chained and 100 <= arch < 120 else 128 // itemsize
     block_k = power_of_two_divisor(channels | depth2, deepest)
-    extra = block_n * 64 * itemsize if chained else 0
-    copy_bytes = 8 if block_n < 128 else 16  # addresses of small copies take registers that wider tiles have not
-    config = Config(128 if itemsize == 2 else 64, block_n, block_k, 8, 3, copy_bytes)
-    return fitting(config, itemsize, extra_bytes=extra)
+    warps, copy_bytes = 8, 8 if block_n < 128 else 16  # addresses of small copies take registers that wide tiles lack
+    if chained and depth2 and block_n == 64 and arch == 90:
+        warps, copy_bytes = 4, 16  # tuned on an H100 (bf16, batch 256, Triton 3.6), c=64 n3=256+64: 724 -> 550 us
+    config = Config(128 if itemsize == 2 else 64, block_n, block_k, warps, 3, copy_bytes)
+    return fitting(config, partial(_shared_bytes, itemsize=itemsize, depth2=depth2, chained=chained), y.device)
 
 
 def _candidates(y: Tensor, channels: int, columns: int, depth2: int, *, chained: bool) -> list[Config]:
@@ -288,15 +307,15 @@ def _candidates(y: Tensor, channels: int, columns: int, depth2: int, *, chained:
     block_k = power_of_two_divisor(channels | depth2, 128 // itemsize)
     tiles = [(64, 64), (128, 64), (256, 64), (64, 128), (128, 128), (256, 128), (128, 256), (64, 256)]
     cut = {(m, min(n, widest)) for m, n in tiles if not chained or n >= widest}
-    configs = {
-        fitting(Config(m, n, block_k, warps, stages, copy_bytes), itemsize)
+    configs = (
+        Config(m, n, block_k, warps, stages, copy_bytes)
         for m, n in cut
         for warps in (4, 8)
         for stages in (3, 4)
         for copy_bytes in (8, 16)
         if 16 <= m * n // (32 * warps) <= 128
-    }
-    return sorted(configs)
+    )
+    return all_fitting(configs, partial(_shared_bytes, itemsize=itemsize, depth2=depth2, chained=chained), y.device)
 
 
 def merge_reference(

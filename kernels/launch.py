@@ -5,7 +5,7 @@ tiles, what it must move and compute, and how to make a ``Launch`` of given tile
 only compile, benches and tuning put themselves in the place of ``run``: ``executing``.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -132,22 +132,42 @@ def architecture(device: str | torch.device | None = None) -> int:
     return 10 * major + minor
 
 
-def fitting(config: Config, itemsize: int, *, extra_bytes: int = 0) -> Config:
-    """Return ``config`` with as many stages, and as deep, as this GPU's shared memory has room for.
+def shared_bytes(device: torch.device | None) -> int:
+    """Return the shared memory that a block may ask for on ``device``; a GPU not listed is like the one before."""
+    known = [limit for arch, limit in sorted(SHARED_BYTES.items()) if arch <= architecture(device)]
+    return (known or [min(SHARED_BYTES.values())])[-1]
 
-    itemsize: bytes of an element of both operands. extra_bytes: what the kernel needs besides.
+
+def product_bytes(config: Config, itemsize: int, *, operands: int = 1) -> int:
+    """Return the most shared memory that a loop of products takes: the loads of its stages.
+
+    operands: how many of BLOCK_M rows each step loads. In float32 the last step's columns wait as two TF32 parts (read
+    off what Triton 3.7 compiles for sm_90).
     """
-    known = [limit for arch, limit in sorted(SHARED_BYTES.items()) if arch <= architecture()]
-    limit = (known or [min(SHARED_BYTES.values())])[-1] - extra_bytes
+    step = operands * config.block_m + config.block_n
+    last = max(step, 2 * config.block_n) if itemsize == 4 else step
+    return (max(config.num_stages - 1, 0) * step + last) * config.block_k * itemsize
 
-    def needed(config: Config) -> int:
-        return config.num_stages * (config.block_m + config.block_n) * config.block_k * itemsize
 
+def fitting(config: Config, needed: Callable[[Config], int], device: torch.device | None) -> Config:
+    """Return ``config`` with as many stages, and as deep, as the shared memory of ``device`` has room for.
+
+    needed: says how many bytes the kernel takes with given tiles.
+    """
+    limit = shared_bytes(device)
     while needed(config) > limit and config.num_stages > 2:
         config = config._replace(num_stages=config.num_stages - 1)
     while needed(config) > limit and config.block_k > 16:
         config = config._replace(block_k=config.block_k // 2)
     return config
+
+
+def all_fitting(
+    configs: Iterable[Config], needed: Callable[[Config], int], device: torch.device | None
+) -> list[Config]:
+    """Return those of ``configs`` that fit into the shared memory of ``device``, each once, the smallest first."""
+    limit = shared_bytes(device)
+    return sorted({config for config in configs if needed(config) <= limit})
 
 
 def power_of_two_divisor(number: int, most: int) -> int:

@@ -24,11 +24,13 @@ from sqt_fast.kernels.launch import (
     Config,
     Launch,
     Problem,
+    all_fitting,
     check,
     dtype_name,
     fitting,
     power_of_two_divisor,
     power_of_two_over,
+    product_bytes,
     run,
 )
 from sqt_fast.kernels.numerics import narrow, precision
@@ -179,7 +181,7 @@ def _heuristic(x: Tensor, depth: int, depth2: int, columns: int, rows: int) -> C
     block_n = min(power_of_two_over(columns), 128 if itemsize == 2 else 64)
     block_k = power_of_two_divisor(depth | depth2, 128 // itemsize)
     warps = 8 if block_m * block_n > 8192 else 4
-    return fitting(Config(block_m, block_n, block_k, warps, 3), itemsize)
+    return fitting(Config(block_m, block_n, block_k, warps, 3), partial(product_bytes, itemsize=itemsize), x.device)
 
 
 def _candidates(x: Tensor, depth: int, depth2: int, columns: int) -> list[Config]:
@@ -188,12 +190,8 @@ def _candidates(x: Tensor, depth: int, depth2: int, columns: int) -> list[Config
     widest = power_of_two_over(columns)
     tiles = [(64, 64, 4), (128, 64, 4), (128, 128, 8), (64, 128, 4), (128, 256, 8), (256, 64, 8), (64, 256, 4)]
     cut = {(m, min(n, widest), warps) for m, n, warps in tiles}
-    configs = {
-        fitting(Config(m, n, block_k, warps, stages), x.element_size())
-        for m, n, warps in sorted(cut)
-        for stages in (2, 3, 4)
-    }
-    return sorted(configs)
+    configs = (Config(m, n, block_k, warps, stages) for m, n, warps in cut for stages in (2, 3, 4))
+    return all_fitting(configs, partial(product_bytes, itemsize=x.element_size()), x.device)
 
 
 def pointwise_reference(
