@@ -1,9 +1,7 @@
-"""Segments to resized frames: one DALI graph, on NVDEC, or on the CPU with the decoder that DALI has there (VP8, VP9).
+"""Segments to resized frames: DALI decodes them, on NVDEC, or on the CPU with the decoder that it has there (VP8, VP9).
 
-Per sample: the decoder turns the wanted frames into RGB (BT.601 whatever the stream says: ``colour.correct`` puts that
-right), and a resize as in ``clips/resize.py`` reads the displayed part of them. Full-size RGB is written once and
-read once; only resized frames leave the graph. Where a cropped picture is enlarged, its last row and column are mixed
-with what lies beyond (encoders repeat the edge there).
+The decoder turns the wanted frames into RGB (BT.601 whatever the stream says). From where it wrote them,
+``kernels/bilinear.py`` makes what the host's route would: right colours, what is displayed, upright, resized.
 """
 
 from collections.abc import Sequence
@@ -11,36 +9,25 @@ from contextlib import nullcontext
 
 import numpy as np
 import torch
-from nvidia.dali import backend, fn, math, types
+from nvidia.dali import backend, fn, types
 from nvidia.dali.data_node import DataNode
 from nvidia.dali.pipeline import pipeline_def
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
+from sqt_fast.clips.colour import from_bt601
+from sqt_fast.clips.resize import resized_size
+from sqt_fast.kernels.bilinear import bilinear, bilinear_reference
 from sqt_fast.pipelines.sample import SegmentSample
-
-# Larger than any picture: the graph takes the smaller of this and the decoded size.
-_WHOLE = (2**31 - 1, 2**31 - 1)
 
 
 # A depth of 1 is what run(name=data) needs; then DALI also holds one batch only.
 @pipeline_def(prefetch_queue_depth=1)  # type: ignore[untyped-decorator]
-def _decode_graph(short_side: int, device: str) -> DataNode:
+def _decode_graph(device: str) -> DataNode:
     data = fn.external_source(name="data", dtype=types.UINT8, ndim=1, batch=True)
     indices = fn.external_source(name="indices", dtype=types.INT32, ndim=1, batch=True)
-    display_size = fn.external_source(name="display_size", dtype=types.INT64, ndim=1, batch=True)
     # affine: threads pinned to cores would compete with those of other pipelines and of Python.
-    frames = fn.decoders.video(data, device=device, frames=indices, pad_mode="none", affine=False)
-    size = math.min(display_size, frames.shape()[1:3])
-    return fn.resize(
-        frames,
-        roi_start=[0.0, 0.0],
-        roi_end=fn.cast(size, dtype=types.FLOAT),
-        resize_shorter=short_side,
-        interp_type=types.INTERP_LINEAR,
-        antialias=False,
-        subpixel_scale=False,
-    )
+    return fn.decoders.video(data, device=device, frames=indices, pad_mode="none", affine=False)
 
 
 class SegmentPipeline:
@@ -51,40 +38,53 @@ class SegmentPipeline:
     """
 
     def __init__(self, short_side: int, *, device_id: int | None, batch_size: int, num_threads: int) -> None:
-        device = "cpu" if device_id is None else "mixed"
+        self.short_side = short_side
         self._pipeline = _decode_graph(
-            short_side, device, batch_size=batch_size, num_threads=num_threads, device_id=device_id
+            "cpu" if device_id is None else "mixed",
+            batch_size=batch_size,
+            num_threads=num_threads,
+            device_id=device_id,
         )
         self._pipeline.build()
+        self._resize = bilinear_reference if device_id is None else bilinear
         self._stream = None if device_id is None else torch.cuda.Stream(device_id)  # type: ignore[no-untyped-call]
 
     def run(self, samples: Sequence[SegmentSample]) -> list[Tensor]:
         """Return the wanted frames of each of up to ``batch_size`` samples, (F, h, w, 3) uint8, complete and on device.
 
-        They are copies, so that DALI can use its memory again. They were allocated on a stream of this object's own:
-        before work on another stream may read them, that stream must be told to the allocator (``record_stream``).
-        One bad sample fails the whole batch, with whatever DALI raises; the object stays usable.
+        They are as they are shown: cropped, upright, in their own colours. They were allocated on a stream of this
+        object's own: before work on another stream may read them, that stream must be told to the allocator
+        (``record_stream``). One bad sample fails the whole batch, with whatever DALI raises; the object stays usable.
         """
         inputs = {
             "data": [np.frombuffer(sample.data, np.uint8) for sample in samples],
             "indices": [sample.indices for sample in samples],
-            "display_size": [np.array(sample.display_size or _WHOLE, np.int64) for sample in samples],
         }
         if self._stream is None:
-            return _copies(self._pipeline.run(**inputs))
+            return self._shown(samples, self._pipeline.run(**inputs))
         try:
             with torch.cuda.stream(self._stream):
-                return _copies(self._pipeline.run(self._stream, **inputs))
+                return self._shown(samples, self._pipeline.run(self._stream, **inputs))
         finally:
-            self._stream.synchronize()  # DALI takes its memory back when its tensors are gone, the copies must be made
+            self._stream.synchronize()  # DALI takes its memory back when its tensors are gone; all is read by then
+
+    def _shown(self, samples: Sequence[SegmentSample], outputs: tuple[object]) -> list[Tensor]:
+        (batch,) = outputs
+        return [self._finish(sample, from_dlpack(frames)) for sample, frames in zip(samples, batch, strict=True)]  # type: ignore[call-overload]
+
+    def _finish(self, sample: SegmentSample, frames: Tensor) -> Tensor:
+        """Resize frames (F, H, W, 3) in DALI's memory as they are shown."""
+        if sample.display_size is not None:
+            height, width = sample.display_size
+            frames = frames[:, :height, :width]
+        turn = sample.orientation
+        frames = frames.transpose(1, 2) if turn.transpose else frames
+        size = resized_size(frames.shape[1], frames.shape[2], self.short_side)
+        matrix = from_bt601(sample.colorspace)
+        return self._resize(frames, size, flip_y=turn.flip_y, flip_x=turn.flip_x, matrix=matrix)
 
     def release_memory(self) -> None:
         """Give unused memory of DALI and torch back to the device."""
         with nullcontext() if self._stream is None else torch.cuda.device(self._stream.device):
             backend.ReleaseUnusedMemory()  # type: ignore[attr-defined]  # of the C++ part
             torch.cuda.empty_cache()
-
-
-def _copies(outputs: tuple[object]) -> list[Tensor]:
-    (batch,) = outputs
-    return [from_dlpack(sample).clone() for sample in batch]  # type: ignore[attr-defined]

@@ -1,9 +1,11 @@
 """A segment on its way to be decoded: a value, which imports no DALI."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
+
+from sqt_fast.video.probe import Orientation
 
 
 @dataclass(frozen=True, eq=False)
@@ -13,13 +15,15 @@ class SegmentSample:
     data: a whole file in memory. indices: (F,) int32, places among the file's frames in presentation order, ascending,
     each once (DALI would decode from the start again). coded_size: (height, width) of the frames that the decoder
     writes, to plan memory. display_size: (height, width), what of them is shown, from the upper left corner; None for
-    all.
+    all. orientation: how they are then turned. colorspace: the matrix of ITU-T H.273 that their colours ask for.
     """
 
     data: bytes | bytearray | memoryview | NDArray[np.uint8]
     indices: NDArray[np.int32]
     coded_size: tuple[int, int]
     display_size: tuple[int, int] | None = None
+    orientation: Orientation = field(default_factory=Orientation)
+    colorspace: int = 2
 
     def __post_init__(self) -> None:
         assert self.indices.dtype == np.int32

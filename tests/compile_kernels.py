@@ -11,7 +11,7 @@ import json
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -157,6 +157,19 @@ def squeeze_problems(architecture: int, dtype: torch.dtype, *, batch: int = 256)
     return problems_of(run, architecture)
 
 
+def frame_problems(architecture: int) -> list[Problem]:
+    """Return what a segment's frames go through, with and without colour."""
+    from sqt_fast.kernels.bilinear import bilinear
+
+    frames = torch.empty((128, 1080, 1920, 3), dtype=torch.uint8, device="meta")
+
+    def run() -> None:
+        for matrix in (None, torch.empty((3, 3), dtype=torch.int32, device="meta")):
+            bilinear(frames, (256, 455), matrix=matrix)
+
+    return problems_of(run, architecture)
+
+
 @dataclass(frozen=True)
 class Task:
     """One compilation."""
@@ -186,7 +199,7 @@ def tasks_of(
                 yield Task(problem.name, architecture, dtype, config, source_of(problem.launch(config)))
 
 
-def network_tasks(architectures: Iterable[int], dtypes: Iterable[str], *, quick: bool = False) -> list[Task]:
+def network_tasks(architectures: Iterable[int], dtypes: Sequence[str], *, quick: bool = False) -> list[Task]:
     """Return the compilations of networks of both kinds of blocks with the tiles that they would use, each once.
 
     quick: of float16 and float32, which networks seldom run in, only the first and the last shape of every kernel, for
@@ -203,6 +216,8 @@ def network_tasks(architectures: Iterable[int], dtypes: Iterable[str], *, quick:
             chosen = [*problems.values(), *squeeze_problems(architecture, DTYPES[dtype])]
             if quick and dtype != "bf16":
                 chosen = _first_and_last(chosen) if architecture in (80, 90) else []
+            if dtype == dtypes[0]:  # bytes, whatever the network's is
+                chosen += frame_problems(architecture)
             for task in tasks_of(chosen, architecture, dtype, lambda problem: [best_config(problem)]):
                 tasks.setdefault((architecture, task.source), task)
     return list(tasks.values())

@@ -11,11 +11,12 @@ import torch
 pytest.importorskip("nvidia.dali", reason="DALI is not installed")
 pytest.importorskip("av", reason="PyAV is not installed")
 
-from sqt_fast.clips.colour import correct
+from sqt_fast.clips.colour import from_bt601
 from sqt_fast.clips.resize import resize
 from sqt_fast.engine.routing import why_no_gpu_decoder
 from sqt_fast.engine.segment_decoder import SegmentDecoder, SegmentError, gpu_pipelines
 from sqt_fast.engine.selftest import CLIPS, NUM_FRAMES, encode, host_frames, working_codecs
+from sqt_fast.kernels.bilinear import bilinear, bilinear_reference
 from sqt_fast.pipelines.sample import SegmentSample
 
 pytestmark = pytest.mark.needs_cuda
@@ -47,7 +48,7 @@ def test_every_codec_works(decoder: SegmentDecoder) -> None:
 
 @pytest.mark.parametrize("codec", CLIPS)
 def test_pixels_equal_the_hosts(decoder: SegmentDecoder, codec: str) -> None:
-    """Only rounding may differ: NVDEC's pictures are FFmpeg's to the bit, and the resize is the same."""
+    """Only the conversion to RGB rounds differently: NVDEC's pictures are FFmpeg's, and the resize is, to the bit."""
     wanted = sample(codec, list(range(0, NUM_FRAMES, 5)))
     images = decoder.decode(wanted)
     assert images.is_cuda
@@ -57,14 +58,12 @@ def test_pixels_equal_the_hosts(decoder: SegmentDecoder, codec: str) -> None:
     assert difference.mean() < (1.5 if codec == "hevc10" else 0.5)  # 10 bits are cut to 8 somewhere on the way
 
 
-@pytest.mark.parametrize("colorspace", [1, 7, 9])
-def test_colours_are_corrected_as_on_the_cpu(colorspace: int) -> None:
-    images = torch.randint(0, 256, (40, 30, 50, 3), dtype=torch.uint8)
-    ours = correct(images.cuda(), colorspace)
+@pytest.mark.parametrize("colorspace", [1, 2, 9])
+def test_frames_are_finished_as_on_the_cpu(colorspace: int) -> None:
+    images, matrix = torch.randint(0, 256, (40, 1080, 1920, 3), dtype=torch.uint8), from_bt601(colorspace)
+    ours = bilinear(images.cuda(), (256, 455), flip_x=True, matrix=matrix)
     assert ours.is_cuda
-    difference = (ours.cpu().int() - correct(images, colorspace).int()).abs()
-    assert difference.max() <= 1  # a half may be rounded either way
-    assert difference.float().mean() < 1e-3
+    assert torch.equal(ours.cpu(), bilinear_reference(images, (256, 455), flip_x=True, matrix=matrix))
 
 
 def test_many_threads_beside_a_busy_gpu(decoder: SegmentDecoder) -> None:

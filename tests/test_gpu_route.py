@@ -34,7 +34,7 @@ from sqt_fast.samples.scenes import draw, random_scene
 from sqt_fast.table.rows import RowStyle
 from sqt_fast.video.archive import find_videos
 from sqt_fast.video.cpu_decoder import FFMPEG, CpuDecoder, DecodeReport
-from sqt_fast.video.probe import Probe
+from sqt_fast.video.probe import Orientation, Probe
 from sqt_fast.video.reader import PacketReader
 from sqt_fast.video.remux import remux
 from sqt_fast.video.scan import probe
@@ -142,7 +142,7 @@ def test_labels_are_those_of_the_host(folder: Path, backend: Backend, route: Gpu
         assert {row.status for row in rows} == {"ok"}
         assert [row.clip_index for row in rows] == [row.clip_index for row in host[name]] == [0, 1]
         difference = np.abs(probabilities(rows) - probabilities(host[name])).max()
-        assert difference < 0.04
+        assert difference < 0.004
         assert (difference == 0) == (name not in nvdec)
 
 
@@ -151,7 +151,7 @@ def test_frames_are_those_of_the_host(folder: Path, route: GpuRoute, name: str) 
     there, here = both(route, look(folder / name))
     assert there.shape == here.shape
     difference = (there.int() - here.int()).abs().float()
-    assert difference.mean() < 3
+    assert difference.mean() < 1.3  # chroma is interpolated in another way
     others = (there[1:].int() - here[:-1].int()).abs().float().mean(dim=(1, 2, 3))
     assert (others > 2 * difference[1:].mean(dim=(1, 2, 3))).all(), "a frame is as much like its neighbour"
 
@@ -163,7 +163,7 @@ def test_frames_are_upright(folder: Path, route: GpuRoute, tmp_path: Path, name:
     with_matrix(path, *MATRICES[name])
     there, here = both(route, look(path))
     assert there.shape == here.shape
-    assert (there.int() - here.int()).abs().float().mean() < 3
+    assert (there.int() - here.int()).abs().float().mean() < 1.3
 
 
 def test_colours_of_bt709(route: GpuRoute, tmp_path: Path) -> None:
@@ -214,7 +214,7 @@ def test_what_the_gpu_cannot_decode_the_host_does(
     (rows,) = label(only, backend, broken).values()
     assert [row.decoder for row in rows] == [decoder] * 2
     (wanted,) = label(only, backend, None).values()
-    assert np.abs(probabilities(rows) - probabilities(wanted)).max() < (0.04 if good else 1e-9)
+    assert np.abs(probabilities(rows) - probabilities(wanted)).max() < (0.004 if good else 1e-9)
 
 
 class Elsewhere(Tensor):
@@ -300,7 +300,8 @@ def test_sizes_that_h264_cuts_off_are_asked_for_uncropped(folder: Path, route: G
     assert route.uncropped(replace(look(folder / "vp9.webm"), coded_size=(256, 320))) is None
 
 
-def test_only_the_upper_left_of_an_uncropped_segment_is_shown(folder: Path) -> None:
+def test_the_decoder_is_told_how_a_segment_is_shown(folder: Path) -> None:
+    """Of an uncropped one, only the upper left."""
     seen: list[SegmentSample] = []
 
     class Spy:
@@ -308,11 +309,14 @@ def test_only_the_upper_left_of_an_uncropped_segment_is_shown(folder: Path) -> N
             seen.append(sample)
             return torch.zeros((len(sample.indices), 256, 341, 3), dtype=torch.uint8)
 
+    turn = Orientation(-90, transpose=True, flip_x=True)
     facts = look(folder / "h264.mp4")
+    facts = replace(facts, source=replace(facts.source, orientation=turn), colorspace=1)
     (segment,) = plan_segments(facts, np.array([3, 9]))
     spied = GpuRoute(Spy(), {})  # type: ignore[arg-type]
     for is_uncropped in (True, False):
         spied.decode(facts, segment, b"data", is_uncropped=is_uncropped)
     assert [sample.display_size for sample in seen] == [(240, 320), None]
-    assert seen[0].coded_size == facts.coded_size
+    assert all((sample.coded_size, sample.orientation) == (facts.coded_size, turn) for sample in seen)
+    assert [sample.colorspace for sample in seen] == [1, 1]
     assert list(seen[0].indices) == list(segment.indices)

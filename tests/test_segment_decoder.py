@@ -20,7 +20,7 @@ from sqt_fast.engine.segment_decoder import (
     gpu_pipelines,
 )
 from sqt_fast.pipelines.sample import SegmentSample
-from tests.test_decode import SHORT_SIDE, assert_same, on_the_host, sample
+from tests.test_decode import SHORT_SIDE, on_the_host, sample
 from tests.watching import notes_into
 
 DALI_ERROR = """Critical error in pipeline:
@@ -365,7 +365,7 @@ def test_real_pipelines_serve_many_threads() -> None:
             with pytest.raises(SegmentError, match=r"^Failed to create video decoder"):
                 future.result()
         else:
-            assert_same(future.result().numpy(), on_the_host(wanted))
+            assert torch.equal(future.result(), on_the_host(wanted))
     assert not notes
 
 

@@ -13,10 +13,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from sqt_fast.clips.colour import from_bt601
 from sqt_fast.clips.resize import resize
 from sqt_fast.engine import selftest
 from sqt_fast.engine.segment_decoder import SegmentDecoder, SegmentError, gpu_pipelines
 from sqt_fast.engine.selftest import CLIPS, NUM_FRAMES, draw_number, encode, host_frames, read_number, working_codecs
+from sqt_fast.kernels.bilinear import bilinear_reference
 from sqt_fast.pipelines.sample import SegmentSample
 
 SHORT_SIDE = 64
@@ -85,9 +87,8 @@ def uncropped(sample: SegmentSample) -> Tensor:
 
 
 def other_matrix(sample: SegmentSample) -> Tensor:
-    from sqt_fast.clips.colour import correct
-
-    return correct(right(sample), 1)
+    images = right(sample)
+    return bilinear_reference(images, (images.shape[1], images.shape[2]), matrix=from_bt601(1))
 
 
 def empty_at_the_end(sample: SegmentSample) -> Tensor:

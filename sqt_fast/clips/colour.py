@@ -1,7 +1,7 @@
-"""Put right the colours of frames that were converted from YCbCr with the matrix of BT.601, whatever their own is.
+"""Colours of frames that were converted from YCbCr with the matrix of BT.601, whatever their own is: how to mend them.
 
-DALI's decoder does that. With M(tag) from YCbCr to RGB, the frame's own colours are M(tag) M(601)^-1 of the wrong ones:
-a 3x3 matrix, the same for full and limited range. Colours that the first conversion has clipped stay clipped.
+The GPU's decoder converts so. With M(tag) from YCbCr to RGB, the frame's own colours are M(tag) M(601)^-1 of the wrong
+ones: a 3x3 matrix, the same for full and limited range. Colours that the first conversion has clipped stay clipped.
 """
 
 import numpy as np
@@ -14,29 +14,17 @@ from torch import Tensor
 _BT709, _BT2020 = (0.2126, 0.0722), (0.2627, 0.0593)
 _WEIGHTS = {1: _BT709, 4: (0.30, 0.11), 7: (0.212, 0.087), 9: _BT2020, 10: _BT2020}
 _BT601 = (0.299, 0.114)
-# Frames corrected at once: bounds the float32 copies.
-_CHUNK = 16
 
 
-def correct(images: Tensor, colorspace: int) -> Tensor:
-    """Return ``images`` with the colours of ``colorspace`` (AVColorSpace); the same tensor where BT.601 was right.
+def from_bt601(colorspace: int) -> Tensor | None:
+    """Return the matrix from RGB by BT.601 to RGB by ``colorspace`` (AVColorSpace), None where BT.601 was right.
 
-    images: (F, h, w, 3) uint8 on any device, converted as BT.601. Each value is read and written once.
+    (3, 3) int32, times 65536, for ``kernels/bilinear.py``.
     """
     if colorspace not in _WEIGHTS:
-        return images
-    corrected = torch.empty_like(images)
-    rows = _from_601(colorspace).tolist()
-    for old, new in zip(torch.split(images, _CHUNK), torch.split(corrected, _CHUNK), strict=True):
-        red, green, blue = old.float().unbind(-1)
-        for channel, (r, g, b) in enumerate(rows):  # no matrix product: on a GPU it might be TF32
-            new[..., channel] = (r * red + g * green + b * blue).round_().clamp_(0, 255)
-    return corrected
-
-
-def _from_601(colorspace: int) -> NDArray[np.float64]:
-    """Return the matrix from RGB by BT.601 to RGB by ``colorspace``, (3, 3)."""
-    return _to_rgb(*_WEIGHTS[colorspace]) @ np.linalg.inv(_to_rgb(*_BT601))
+        return None
+    matrix = _to_rgb(*_WEIGHTS[colorspace]) @ np.linalg.inv(_to_rgb(*_BT601))
+    return torch.from_numpy(np.rint(65536 * matrix).astype(np.int32))
 
 
 def _to_rgb(kr: float, kb: float) -> NDArray[np.float64]:

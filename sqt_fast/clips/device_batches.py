@@ -69,17 +69,17 @@ class DeviceBatches:
 
     def _squeeze(self, views: list[View], out: Tensor) -> None:
         """Squeeze views of frames of one size into ``out``; frames that several share go to the GPU once."""
-        places = {id(view.clip): i for i, view in enumerate({id(view.clip): view for view in views}.values())}
-        clips = {places[id(view.clip)]: view.clip for view in views}
-        length = views[0].clip.shape[0]
-        frames = torch.empty((len(clips) * length, *views[0].clip.shape[1:]), dtype=torch.uint8, device=self.device)
-        for place, clip in clips.items():
-            frames[place * length : (place + 1) * length].copy_(clip, non_blocking=True)
+        clips = {id(view.clip): view.clip for view in views}
+        places = {key: place for place, key in enumerate(clips)}
+        frames = torch.empty((len(clips), *views[0].clip.shape), dtype=torch.uint8, device=self.device)
+        for target, clip in zip(frames, clips.values(), strict=True):
+            target.copy_(clip, non_blocking=True)
+        length = frames.shape[1]
         first = torch.tensor([places[id(view.clip)] * length for view in views], dtype=torch.int32)
         index = first[:, None] + torch.arange(length, dtype=torch.int32)
         corners = torch.tensor([[view.top, view.left] for view in views], dtype=torch.int32)
         squeeze(
-            frames,
+            frames.flatten(0, 1),
             index.to(self.device),
             corners=corners.to(self.device),
             size=self.protocol.crop_size,

@@ -16,13 +16,17 @@ def resize(images: Tensor, short_side: int) -> Tensor:
     Runs on the calling thread alone: every decoder has one of its own. OpenCV lets go of Python's lock meanwhile.
     """
     cv2.setNumThreads(0)
-    height, width = images.shape[1:3]
-    scale = short_side / min(height, width)
-    size = int(height * scale + 0.5), int(width * scale + 0.5)
+    size = resized_size(images.shape[1], images.shape[2], short_side)
     resized = torch.empty((len(images), *size, 3), dtype=torch.uint8)
     for source, target in zip(images.contiguous().numpy(), resized.numpy(), strict=True):
         cv2.resize(source, size[::-1], dst=target, interpolation=cv2.INTER_LINEAR)
     return resized
+
+
+def resized_size(height: int, width: int, short_side: int) -> tuple[int, int]:
+    """Return (height, width) of frames whose short side becomes ``short_side``."""
+    scale = short_side / min(height, width)
+    return int(height * scale + 0.5), int(width * scale + 0.5)
 
 
 def upright(images: Tensor, orientation: Orientation) -> Tensor:

@@ -16,7 +16,7 @@ class Failure(Enum):
     DEVICE = "device"
 
 
-# RuntimeError is what torch, DALI and Triton raise for almost everything; only the words tell them apart.
+# RuntimeError is what torch, Triton and the GPU's decoder raise for almost everything; only the words tell them apart.
 _OUT_OF_MEMORY = re.compile(
     r"out[ _]?of[ _]?memory|CUDA allocation failed|(can't|cannot|failed to) allocate|MemoryAllocation|bad_?alloc",
     re.IGNORECASE,

@@ -5,8 +5,6 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from sqt_fast.clips.colour import correct
-from sqt_fast.clips.resize import upright
 from sqt_fast.engine.events import Note, Report
 from sqt_fast.engine.routing import why_not_nvdec
 from sqt_fast.engine.segment_decoder import (
@@ -26,7 +24,7 @@ SEGMENT_BYTES = 1 << 30
 
 
 class GpuRoute:
-    """Decodes segments with DALI on NVDEC. Threads share it."""
+    """Decodes segments on the GPU. Threads share it."""
 
     name = "nvdec"
     # Threads that have a segment in hand each: enough to keep every pipeline's decoders busy.
@@ -37,7 +35,7 @@ class GpuRoute:
 
     @classmethod
     def open(cls, device_id: int | None, short_side: int, report: Report) -> "GpuRoute | None":
-        """Test the decoders of a GPU on small clips (device_id None: DALI's own on the CPU); None if none works."""
+        """Test the decoders of a GPU on small clips (device_id None: their stand-in on the CPU); None if none works."""
         batch_bytes = _batch_bytes(device_id)
         make_pipeline = gpu_pipelines(short_side, device_id=device_id)
         decoder = SegmentDecoder(make_pipeline, max_batch_bytes=batch_bytes, report=report)
@@ -65,14 +63,15 @@ class GpuRoute:
         return facts.coded_size if wanted else None
 
     def decode(self, facts: Probe, segment: Segment, data: bytes, *, is_uncropped: bool) -> Tensor:
-        """Decode the wanted frames of ``segment``, remuxed to ``data``. Raises nvdec.SegmentError.
+        """Decode the wanted frames of ``segment``, remuxed to ``data``. Raises SegmentError.
 
         Returns (F, h, w, 3) uint8 on the GPU, resized, upright, in the colours that the stream's matrix asks for.
         """
         source = facts.source
         shown = (source.height, source.width) if is_uncropped else None
-        images = self.decoder.decode(SegmentSample(data, segment.indices, facts.coded_size, shown))
-        return upright(correct(images, facts.colorspace), source.orientation)
+        return self.decoder.decode(
+            SegmentSample(data, segment.indices, facts.coded_size, shown, source.orientation, facts.colorspace)
+        )
 
     def close(self) -> None:
         """Let go of the GPU's decoders."""

@@ -82,7 +82,7 @@ class _Request:
 class SegmentDecoder:
     """Decode segments for many threads.
 
-    make_pipeline: see ``dali_pipelines``. max_batch_bytes: memory of a batch, by ``SegmentSample.size_bytes``, for each
+    make_pipeline: see ``gpu_pipelines``. max_batch_bytes: memory of a batch, by ``SegmentSample.size_bytes``, for each
     pipeline; a larger sample goes alone. report: is told what the user should know. hang_s: without progress
     for so long, the decoder is given up.
     """

@@ -6,23 +6,25 @@ that is missing or a decoder that hangs, turns the codec off and nothing else.
 """
 
 import io
+import tempfile
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from fractions import Fraction
+from functools import partial
+from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple
 
 import av
 import numpy as np
 import torch
 from av.video.reformatter import Interpolation
-from av.video.stream import VideoStream
 from numpy.typing import NDArray
 from torch import Tensor
 
 from sqt_fast.clips.resize import resize
 from sqt_fast.pipelines.dali_errors import in_words
 from sqt_fast.pipelines.sample import SegmentSample
+from sqt_fast.samples.encoding import Format, encode_video, has_encoder
 
 UInt8 = NDArray[np.uint8]
 
@@ -33,29 +35,21 @@ MAX_MEAN_DIFFERENCE = 3.0
 TIMEOUT_S = 60.0
 
 
-class Clip(NamedTuple):
-    """How a clip is encoded. size: (width, height)."""
-
-    encoder: str
-    container: str
-    size: tuple[int, int]
-    pix_fmt: str = "yuv420p"
-    options: Mapping[str, str] = MappingProxyType({})
-
-
-_X265 = "log-level=none:pools=none:frame-threads=1:bframes=2:keyint=20:open-gop=0"
+_X264 = {"preset": "veryfast", "bf": "2", "g": "20", "b": "2M"}
+_X265 = {"x265-params": "log-level=none:pools=none:frame-threads=1:bframes=2:keyint=20:open-gop=0", "b": "2M"}
+_MPEG4 = {"bf": "2", "g": "20", "qmin": "2", "qmax": "4", "b": "2M"}
+_VPX = {"g": "20", "b": "2M"}
+_FPS = Fraction(25)
 # Containers are those of segments. Two groups of pictures; B-frames where there are any; sizes of whole macroblocks and
 # others, which decoders have to crop.
-CLIPS: Mapping[str, Clip] = MappingProxyType(
+CLIPS: Mapping[str, Format] = MappingProxyType(
     {
-        "h264": Clip("libx264", "mp4", (340, 260), options={"preset": "veryfast", "bf": "2", "g": "20"}),
-        "hevc": Clip("libx265", "mp4", (340, 260), options={"preset": "ultrafast", "x265-params": _X265}),
-        "hevc10": Clip(
-            "libx265", "mp4", (320, 240), "yuv420p10le", options={"preset": "ultrafast", "x265-params": _X265}
-        ),
-        "mpeg4": Clip("mpeg4", "mp4", (320, 240), options={"bf": "2", "g": "20", "qmin": "2", "qmax": "4"}),
-        "vp9": Clip("libvpx-vp9", "webm", (322, 242), options={"deadline": "realtime", "cpu-used": "8", "g": "20"}),
-        "vp8": Clip("libvpx", "webm", (320, 240), options={"deadline": "realtime", "cpu-used": "8", "g": "20"}),
+        "h264": Format("mp4", "libx264", "yuv420p", (340, 260), _FPS, _X264),
+        "hevc": Format("mp4", "libx265", "yuv420p", (340, 260), _FPS, _X265),
+        "hevc10": Format("mp4", "libx265", "yuv420p10le", (320, 240), _FPS, _X265),
+        "mpeg4": Format("mp4", "mpeg4", "yuv420p", (320, 240), _FPS, _MPEG4),
+        "vp9": Format("webm", "libvpx-vp9", "yuv420p", (322, 242), _FPS, _VPX),
+        "vp8": Format("webm", "libvpx", "yuv420p", (320, 240), _FPS, _VPX),
     }
 )
 
@@ -69,10 +63,10 @@ def working_codecs(
 ) -> dict[str, str | None]:
     """Return for every codec None if ``decode`` gets it right, else the reason why not, in one line.
 
-    decode: as of ``nvdec.SegmentDecoder``, which resizes to ``short_side``. codecs: names in ``CLIPS``; hevc10 stands
+    decode: as of ``SegmentDecoder``, which resizes to ``short_side``. codecs: names in ``CLIPS``; hevc10 stands
     for HEVC of 10 bits. timeout_s: for each codec.
     """
-    return {codec: _within(timeout_s, lambda c=codec: _fault(c, decode, short_side)) for codec in codecs}  # type: ignore[misc]  # mypy does not infer c
+    return {codec: _within(timeout_s, partial(_fault, codec, decode, short_side)) for codec in codecs}
 
 
 def _within(timeout_s: float, check: Callable[[], str | None]) -> str | None:
@@ -82,7 +76,7 @@ def _within(timeout_s: float, check: Callable[[], str | None]) -> str | None:
     def run() -> None:
         try:
             answer.append(check())
-        except Exception as error:  # noqa: BLE001 - DALI raises RuntimeError for everything
+        except Exception as error:  # noqa: BLE001 - pipelines raise RuntimeError for everything
             answer.append(in_words(error))
 
     thread = threading.Thread(target=run, name="selftest", daemon=True)
@@ -94,9 +88,7 @@ def _within(timeout_s: float, check: Callable[[], str | None]) -> str | None:
 def _fault(codec: str, decode: Callable[[SegmentSample], Tensor], short_side: int) -> str | None:
     """Return what is wrong with ``decode`` for a codec: with whole pictures, then with a part of them."""
     clip = CLIPS[codec]
-    try:
-        av.codec.Codec(clip.encoder, "w")
-    except av.codec.codec.UnknownCodecError:
+    if not has_encoder(clip.encoder):
         return f"cannot be tested: no encoder {clip.encoder}"
     data = encode(clip)
     width, height = clip.size
@@ -124,7 +116,7 @@ def _difference(images: UInt8, frames: UInt8, sample: SegmentSample, short_side:
 
 
 def host_frames(sample: SegmentSample) -> UInt8:
-    """Decode ``sample`` with FFmpeg and convert as DALI does: BT.601, smoothed chroma. Returns (F, H, W, 3)."""
+    """Decode ``sample`` with FFmpeg, to RGB as on the GPU: by BT.601, with smoothed chroma. Returns (F, H, W, 3)."""
     with av.open(io.BytesIO(bytes(sample.data)), "r") as container:
         pictures = list(container.decode(video=0))
     how = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
@@ -152,18 +144,10 @@ def draw_number(number: int, size: tuple[int, int]) -> UInt8:
     return frame
 
 
-def encode(clip: Clip) -> bytes:
+def encode(clip: Format) -> bytes:
     """Return a file of ``NUM_FRAMES`` numbered frames."""
-    file = io.BytesIO()
-    with av.open(file, "w", format=clip.container) as container:
-        stream = container.add_stream(clip.encoder, 25, dict(clip.options))
-        assert isinstance(stream, VideoStream)
-        stream.width, stream.height = clip.size
-        stream.pix_fmt, stream.bit_rate = clip.pix_fmt, 2_000_000
-        stream.codec_context.thread_count = 1  # encoders of such small pictures only wait for each other
-        for number in range(NUM_FRAMES):
-            frame = av.VideoFrame.from_ndarray(draw_number(number, clip.size), format="rgb24")
-            frame.pts, frame.time_base = number, Fraction(1, 25)
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
-    return file.getvalue()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, f"clip.{clip.container}")
+        frames = (draw_number(number, clip.size) for number in range(NUM_FRAMES))
+        encode_video(path, clip, frames, range(NUM_FRAMES + 1))
+        return path.read_bytes()
