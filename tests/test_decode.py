@@ -19,7 +19,7 @@ from sqt_fast.engine.selftest import host_frames
 from sqt_fast.kernels.bilinear import bilinear_reference
 from sqt_fast.pipelines.decode import SegmentPipeline
 from sqt_fast.pipelines.sample import SegmentSample
-from sqt_fast.samples.scenes import render
+from sqt_fast.samples.scenes import draw, random_scene
 from sqt_fast.video.probe import Orientation
 from tests.test_bilinear import ORIENTATIONS
 
@@ -35,7 +35,7 @@ def clip(size: tuple[int, int], num_frames: int = 24, container: str = "mp4", en
         assert isinstance(stream, VideoStream)
         stream.width, stream.height = size
         stream.pix_fmt, stream.codec_context.thread_count = "yuv420p", 1
-        for i, pixels in enumerate(render("right", num_frames=num_frames, fps=25, size=size, seed=size)):
+        for i, pixels in enumerate(draw(random_scene("right", size), np.arange(num_frames) / 25, size)):
             frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
             frame.pts, frame.time_base = i, Fraction(1, 25)
             output.mux(stream.encode(frame))

@@ -16,7 +16,7 @@ import pytest
 from sqt_fast.errors import ConfigError
 from sqt_fast.samples import encoding
 from sqt_fast.samples.encoding import FORMATS, SampleVideo, make_samples
-from sqt_fast.samples.scenes import MOTIONS, Frames, draw, random_scene, render
+from sqt_fast.samples.scenes import MOTIONS, Frames, draw, random_scene
 from tests.test_scenes import Floats, background_of, track
 
 # What the files hold -------------------------------------------------------------------------------------------------
@@ -167,9 +167,9 @@ def test_environment_is_put_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         pytest.param(lambda d: make_samples(d / "file"), "name a folder", id="a file"),
         pytest.param(lambda d: make_samples(d / "file" / "below"), "name a folder", id="below a file"),
         pytest.param(lambda d: random_scene("sideways"), "expected one of left, right", id="unknown motion"),
-        pytest.param(lambda d: render("up", num_frames=0, fps=1, size=(16, 16)), "at least 1 frame", id="no frames"),
-        pytest.param(lambda d: render("up", num_frames=1, fps=0, size=(16, 16)), "a rate above 0", id="no rate"),
-        pytest.param(lambda d: render("up", num_frames=1, fps=1, size=(16, 15)), "at least 16x16", id="too small"),
+        pytest.param(
+            lambda d: next(draw(random_scene("up"), [0.0], (16, 15))), "at least 16x16 pixels", id="too small"
+        ),
     ],
 )
 def test_refusals_say_what_is_allowed(call: Callable[[Path], object], message: str, tmp_path: Path) -> None:

@@ -1,14 +1,13 @@
 """The scenes: each motion is what its name says, measured from the pixels."""
 
 from dataclasses import replace
-from fractions import Fraction
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from sqt_fast.samples.scenes import Frames, Scene, draw, random_scene, render
+from sqt_fast.samples.scenes import Frames, Scene, draw, random_scene
 
 FPS, NUM_FRAMES, SIZE = 20, 80, (160, 120)
 SEEDS = range(4)
@@ -49,7 +48,7 @@ def track(frames: Frames, background: Frames) -> Track:
 
 def shown(motion: str, seed: int) -> tuple[Scene, Frames, Track]:
     scene = random_scene(motion, seed)
-    frames = render(motion, num_frames=NUM_FRAMES, fps=FPS, size=SIZE, seed=seed)
+    frames = np.stack(list(draw(scene, np.arange(NUM_FRAMES) / FPS, SIZE)))
     return scene, frames, track(frames, background_of(scene, SIZE))
 
 
@@ -131,11 +130,12 @@ def test_blink_is_there_half_the_time(seed: int) -> None:
     assert (there[1:] != there[:-1]).sum() == pytest.approx(2 * scene.rate_hz * NUM_FRAMES / FPS, abs=1)
 
 
-def test_render_depends_on_its_arguments_only() -> None:
-    frames = render("left", num_frames=3, fps=Fraction(30000, 1001), size=(64, 48), seed=[7, 1])
-    again = render("left", num_frames=3, fps=Fraction(30000, 1001), size=(64, 48), seed=[7, 1])
-    alone = next(draw(random_scene("left", [7, 1]), [2 * 1001 / 30000], (64, 48)))
-    other = render("left", num_frames=3, fps=Fraction(30000, 1001), size=(64, 48), seed=[7, 2])
+def test_frames_depend_on_scene_time_and_size_only() -> None:
+    times_s = [n * 1001 / 30000 for n in range(3)]
+    frames, again, other = (
+        np.stack(list(draw(random_scene("left", seed), times_s, (64, 48)))) for seed in ([7, 1], [7, 1], [7, 2])
+    )
+    alone = next(draw(random_scene("left", [7, 1]), times_s[2:], (64, 48)))
     assert frames.shape == (3, 48, 64, 3)
     assert frames.dtype == np.uint8
     assert (frames == again).all()

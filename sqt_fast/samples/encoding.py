@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain, pairwise
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -19,7 +20,7 @@ import numpy as np
 from av.video.stream import VideoStream
 
 from sqt_fast.errors import ConfigError
-from sqt_fast.samples.scenes import MOTIONS, Frames, checked_seed, draw, random_scene
+from sqt_fast.samples.scenes import MOTIONS, Frames, draw, random_scene
 
 
 class Format(NamedTuple):
@@ -107,23 +108,24 @@ def make_samples(directory: Path, *, seed: int = 0, seconds: float = 4.0, count:
     Raises ConfigError for a count below 1, seconds outside (0, 3600], a seed below 0, and a folder that cannot be
     written.
     """
-    if count < 1 or not 0 < seconds <= 3600:
+    if count < 1 or not 0 < seconds <= 3600 or seed < 0:
         raise ConfigError(
-            f"{count} videos of {seconds} seconds: expected 1 video or more, above 0 and up to 3600 seconds"
+            f"{count} videos of {seconds} seconds, seed {seed}: expected 1 video or more, above 0 and up to 3600 "
+            "seconds, and a seed of 0 or more"
         )
-    checked_seed(seed)
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        samples = [_make_one(directory, index, seed, seconds) for index in range(count)]
-        with _replacing(directory / "labels.csv") as path:
-            _write_labels(path, samples)
+        with TemporaryDirectory(prefix=".", dir=directory) as workshop:
+            samples = [_make_one(directory, Path(workshop), index, seed, seconds) for index in range(count)]
+            _write_labels(Path(workshop, "labels.csv"), samples)
+            Path(workshop, "labels.csv").replace(directory / "labels.csv")
     except OSError as error:
         raise ConfigError(f"{directory}: cannot hold the samples ({error}); name a folder to write to") from error
     return samples
 
 
-def _make_one(directory: Path, index: int, seed: int, seconds: float) -> SampleVideo:
-    """Draw and encode video number ``index``."""
+def _make_one(directory: Path, workshop: Path, index: int, seed: int, seconds: float) -> SampleVideo:
+    """Draw and encode video number ``index``: in ``workshop``, and into its place when it is whole."""
     motion = MOTIONS[index % len(MOTIONS)]
     form, fallback = available_format(FORMATS[index % len(FORMATS)])
     scene = random_scene(motion, [seed, index])
@@ -131,8 +133,9 @@ def _make_one(directory: Path, index: int, seed: int, seconds: float) -> SampleV
     path = Path(form.container, f"{index:03d}_{motion}.{form.container}")
     frames = draw(scene, (float(tick / form.fps) for tick in edges[:-1]), form.size)
     (directory / path).parent.mkdir(exist_ok=True)
-    with _replacing(directory / path) as part, silent_svt():
-        encode_video(part, form, frames, edges)
+    with silent_svt():
+        encode_video(workshop / path.name, form, frames, edges)
+    (workshop / path.name).replace(directory / path)
     num_frames, duration_s = len(edges) - 1, edges[-1] / form.fps
     return SampleVideo(
         path=path,
@@ -161,15 +164,11 @@ def has_encoder(name: str) -> bool:
 
 def available_format(wanted: Format) -> tuple[Format, str]:
     """Return a format that can be written here, and what ``wanted`` lacks or an empty text."""
-    found, lacks = wanted, []
-    if not has_encoder(wanted.encoder):
-        container = "mkv" if wanted.container == "webm" else wanted.container  # WebM holds VP8, VP9 and AV1 only
-        found = found._replace(container=container, encoder="mpeg4", pix_fmt="yuv420p", options={})
-        lacks.append(f"no encoder {wanted.encoder}: mpeg4 in {container} instead")
-    if wanted.rotation and not hasattr(VideoStream, "set_display_rotation"):  # PyAV 16 has it not, 18 has it
-        found = found._replace(rotation=0)
-        lacks.append(f"PyAV {av.__version__} cannot write a rotation: stored upright instead")
-    return found, "; ".join(lacks)
+    if has_encoder(wanted.encoder):
+        return wanted, ""
+    container = "mkv" if wanted.container == "webm" else wanted.container  # WebM holds VP8, VP9 and AV1 only
+    found = wanted._replace(container=container, encoder="mpeg4", pix_fmt="yuv420p", options={})
+    return found, f"no encoder {wanted.encoder}: mpeg4 in {container} instead"
 
 
 def frame_edges(form: Format, seconds: float, seed: Sequence[int]) -> list[int]:
@@ -212,22 +211,11 @@ def timed_frames(frames: Iterable[Frames], form: Format, edges: Sequence[int]) -
 def _write_labels(path: Path, samples: Iterable[SampleVideo]) -> None:
     """Write labels.csv."""
     with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(_COLUMNS)
+        writer = csv.DictWriter(file, _COLUMNS, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
         for sample in samples:
-            row = sample.__dict__ | {"path": sample.path.as_posix()}
-            writer.writerow(round(float(v), 6) if isinstance(v := row[name], Fraction) else v for name in _COLUMNS)
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """Give a hidden name beside ``path`` to write to; afterwards it becomes ``path``, or after an error nothing."""
-    part = path.with_name(f".part-{path.name}")
-    try:
-        yield part
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+            numbers = {name: round(float(getattr(sample, name)), 6) for name in ("fps", "duration_s")}
+            writer.writerow(vars(sample) | numbers)
 
 
 @contextmanager
