@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from sqt_fast.errors import CheckpointError
 from sqt_fast.files import file_sha256
@@ -318,14 +319,28 @@ def test_read_metadata_of_other_files_is_nothing(tmp_path: Path) -> None:
     assert read_metadata(tmp_path / "a") == {}
 
 
-def test_a_network_is_not_drawn_at_random_only_to_be_overwritten(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+class Watch(TorchFunctionMode):
+    """Notes what is called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.called: set[str] = set()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.called.add(func.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_network_is_not_drawn_at_random_only_to_be_overwritten(tmp_path: Path) -> None:
     model = tiny()
     save_safetensors(model, tmp_path / "tiny.safetensors")
     before = torch.random.get_rng_state()
-    for name in ("kaiming_uniform_", "kaiming_normal_", "normal_", "uniform_"):
-        monkeypatch.setattr(torch.nn.init, name, lambda *args, **options: pytest.fail("drawn"))
-    again = build(read_checkpoint(tmp_path / "tiny.safetensors"), source="x")
+    draws = {"kaiming_uniform_", "uniform_", "normal_"}
+    with Watch() as seen:
+        again = build(read_checkpoint(tmp_path / "tiny.safetensors"), source="x")
+    assert draws & seen.called == set()
     assert all(torch.equal(again.state_dict()[name], value) for name, value in model.state_dict().items())
     assert torch.equal(torch.random.get_rng_state(), before)
+    with Watch() as seen:
+        SqueezeTime(TINY)
+    assert draws <= seen.called

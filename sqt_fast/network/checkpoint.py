@@ -3,15 +3,16 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save
-from torch import Tensor, nn
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from sqt_fast.errors import CheckpointError, ConfigError
 from sqt_fast.files import replace_file
@@ -186,23 +187,15 @@ def fit(model: SqueezeTime, state: Mapping[str, Tensor], *, source: str) -> None
     model.load_state_dict(given)
 
 
-@contextmanager
-def _uninitialised() -> Iterator[None]:
-    """Leave the weights of new layers as the memory is: drawing random ones takes longer than reading the right ones.
+class _Undrawn(TorchFunctionMode):
+    """Leaves the weights of new layers as the memory is: drawing random ones takes longer than reading the right ones.
 
     Not by the meta device, whose first use imports 800 modules (1 s).
     """
-    before = nn.Conv2d.reset_parameters, nn.Linear.reset_parameters
-    try:
-        nn.Conv2d.reset_parameters = nn.Linear.reset_parameters = _leave  # type: ignore[method-assign, assignment]
-        yield
-    finally:
-        nn.Conv2d.reset_parameters, nn.Linear.reset_parameters = before  # type: ignore[method-assign]
 
-
-def _leave(layer: nn.Module) -> None:
-    """Do nothing with a layer."""
-    del layer
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        draws = func.__name__ in ("kaiming_uniform_", "kaiming_normal_", "uniform_", "normal_")
+        return None if draws else func(*args, **(kwargs or {}))
 
 
 def build(state: Mapping[str, Tensor], *, source: str) -> SqueezeTime:
@@ -214,8 +207,8 @@ def build(state: Mapping[str, Tensor], *, source: str) -> SqueezeTime:
         config = infer_config(state)
     except CheckpointError as error:
         raise CheckpointError(f"{source}: {error}") from None
-    with _uninitialised():
-        model = SqueezeTime(config, initialise=False)
+    with _Undrawn():
+        model = SqueezeTime(config)
     fit(model, state, source=source)
     return model.eval()
 

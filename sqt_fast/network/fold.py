@@ -10,7 +10,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from sqt_fast.network.model import CTL, BasicBlock, Bottleneck, SqueezeTime
+from sqt_fast.network.model import CTL, SqueezeTime
 
 
 def _scale_and_shift(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
@@ -63,8 +63,7 @@ def fold(model: SqueezeTime) -> SqueezeTime:
     for module in list(folded.modules()):
         if isinstance(module, nn.Sequential):
             _fold_pairs(module)
-        elif isinstance(module, (BasicBlock, Bottleneck)):
-            for i in (1, 2) if isinstance(module, BasicBlock) else (1, 2, 3):
+        for i in (1, 2, 3):  # of blocks, and of the stem
+            if hasattr(module, f"bn{i}"):
                 _fold_behind(module, f"conv{i}", f"bn{i}")
-    _fold_behind(folded, "conv1", "bn1")
     return folded

@@ -202,8 +202,7 @@ class SqueezeTime(nn.Module):
     """Label clips: time squeezed into channels, then a 2D residual network.
 
     Input is normalised RGB, (B, 3, 16, H, W) or already squeezed (B, 48, H, W) with channel = c * 16 + t, of any
-    H and W. Output of ``forward`` and ``logits`` is (B, K). initialise: draw weights, for who does not
-    overwrite them.
+    H and W. Output of ``forward`` and ``logits`` is (B, K).
 
     Source: the release's mmaction/models/backbones/SqueezeTime.py and heads/i2d_head.py.
     """
@@ -213,7 +212,7 @@ class SqueezeTime(nn.Module):
     layer3: nn.Sequential
     layer4: nn.Sequential
 
-    def __init__(self, config: ModelConfig | None = None, *, initialise: bool = True) -> None:
+    def __init__(self, config: ModelConfig | None = None) -> None:
         super().__init__()
         self.config = config = config or ModelConfig()
         bottleneck, blocks = DEPTHS[config.depth]
@@ -233,8 +232,7 @@ class SqueezeTime(nn.Module):
             channels = out_channels
         self.dropout = nn.Dropout(config.dropout)
         self.fc = nn.Linear(channels, config.num_classes) if config.num_classes is not None else None
-        if initialise:
-            self._initialise()
+        self._initialise()
 
     def _initialise(self) -> None:
         for module in self.modules():
@@ -270,15 +268,3 @@ class SqueezeTime(nn.Module):
 
     def forward(self, clips: Tensor) -> Tensor:
         return self.logits(clips)
-
-
-def ava_feature_map(features: Tensor, num_frames: int = NUM_FRAMES) -> Tensor:
-    """Unsqueeze time out of channels, for AVA's region head.
-
-    features: (B, C, h, w) of a network with ``spatial_stride=(1, 2, 2, 1)``. Returns (B, C / num_frames, num_frames,
-    h, w), a view. Source: the release's SqueezeTime_ava.py.
-    """
-    batch, channels, height, width = features.shape
-    if channels % num_frames:
-        raise ValueError(f"{channels} feature channels: not a multiple of {num_frames} frames")
-    return features.reshape(batch, channels // num_frames, num_frames, height, width)
