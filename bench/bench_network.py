@@ -172,7 +172,7 @@ def _providers(
 ) -> Iterator[tuple[str, Callable[[], Call]]]:
     """Yield names, and what makes their calls. What takes longest to get ready comes last."""
     yield "official", partial(_official, model, args, batch_size)
-    for name in sorted(args.only, key=lambda name: BACKENDS[name].order):
+    for name in sorted(args.only, key=list(BACKENDS).index):
         for precision in args.precision:
             yield f"{name} {precision}", partial(_backend, model, args, batch_size, name, precision)
     if not args.cuda:

@@ -21,7 +21,7 @@ from sqt_fast.errors import (
 
 if TYPE_CHECKING:
     from sqt_fast.engine.results import Summary
-    from sqt_fast.network.inference import InferenceModel
+    from sqt_fast.network.backends import InferenceModel
     from sqt_fast.network.model import SqueezeTime
 
 __all__ = [
@@ -88,6 +88,6 @@ def load_model(
     model = load_weights(weights).model
     if backend is None:
         return model.to(device)
-    from sqt_fast.network.inference import InferenceModel
+    from sqt_fast.network.backends import InferenceModel
 
     return InferenceModel(model, backend, device=device, precision=precision)

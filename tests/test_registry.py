@@ -11,7 +11,7 @@ from tests.test_backends import BATCH, SIZE, eager
 
 
 def test_a_backend_whose_library_is_missing_says_what_to_install(tiny_model: SqueezeTime) -> None:
-    record = BackendRecord("nowhere:load", 9, "a_library_that_is_not_there:why_not")
+    record = BackendRecord("nowhere:load", "a_library_that_is_not_there:why_not")
     reason = "a_library_that_is_not_there is not installed (pip install 'sqt-fast[gpu]')"
     assert record.why_not("cpu", tiny_model) == reason
 
@@ -20,7 +20,7 @@ def test_a_new_backend_is_a_line(
     tiny_model: SqueezeTime, network_clips: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing but its record knows its name."""
-    monkeypatch.setitem(BACKENDS, "mine", BackendRecord("sqt_fast.network.eager:eager_network", 5))
+    monkeypatch.setitem(BACKENDS, "mine", BackendRecord("sqt_fast.network.eager:eager_network"))
     mine = load_backend("mine", tiny_model, device="cpu", precision="fp32", batch_size=BATCH, size=SIZE)
     assert torch.equal(mine.run(network_clips)[0], eager(tiny_model).run(network_clips)[0])
     assert SIMPLEST == "eager"

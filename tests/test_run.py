@@ -28,7 +28,7 @@ from sqt_fast.engine.results import Summary, VideoResult
 from sqt_fast.engine.supervisor import Labeller, Launch, Supervisor
 from sqt_fast.engine.worker import Worker
 from sqt_fast.errors import BackendError, ConfigError, InterruptedRunError, OutputError, SqtError
-from sqt_fast.network.backends import NetworkBackend
+from sqt_fast.network.backends import InferenceModel
 from sqt_fast.network.choose import Choice
 from sqt_fast.network.registry import BACKENDS
 from sqt_fast.run import run
@@ -625,9 +625,9 @@ def test_parts_of_a_finished_table_never_come_back(lab: Lab, monkeypatch: pytest
 
 
 def test_a_resumed_run_begins_with_the_batches_that_fit(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = NetworkBackend.run
+    run = InferenceModel.run
 
-    def small(self: NetworkBackend, clips: Any) -> Any:
+    def small(self: InferenceModel, clips: Any) -> Any:
         if len(clips) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return run(self, clips)
@@ -635,18 +635,18 @@ def test_a_resumed_run_begins_with_the_batches_that_fit(lab: Lab, monkeypatch: p
     lab.run()
     whole = lab.rows()
     with monkeypatch.context() as patch:
-        patch.setattr(NetworkBackend, "run", small)
+        patch.setattr(InferenceModel, "run", small)
         kill_after(patch, 2)
         with pytest.raises(KilledError):
             lab.run(overwrite=True)
     assert json.loads((lab.parts / "run.json").read_text())["metadata"]["choice"]["batch_size"] == 2
     seen: list[int] = []
 
-    def watched(self: NetworkBackend, clips: Any) -> Any:
+    def watched(self: InferenceModel, clips: Any) -> Any:
         seen.append(len(clips))
         return run(self, clips)
 
-    monkeypatch.setattr(NetworkBackend, "run", watched)
+    monkeypatch.setattr(InferenceModel, "run", watched)
     lab.run(batch_size=None)
     assert set(seen) == {2}
     assert [r | {"score": 0, "topk_scores": 0} for r in lab.rows()] == [

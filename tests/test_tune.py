@@ -15,8 +15,8 @@ from sqt_fast.errors import BackendError, ConfigError, InterruptedRunError
 from sqt_fast.files import tuned_file
 from sqt_fast.kernels import tuned
 from sqt_fast.kernels.launch import Config, Launch, Problem, best_config, executing
+from sqt_fast.network.backends import InferenceModel
 from sqt_fast.network.fused import FusedNetwork
-from sqt_fast.network.inference import InferenceModel
 from sqt_fast.network.model import SqueezeTime
 from sqt_fast.tuning import tune as module
 from sqt_fast.tuning.tune import BEFORE, Gpu, TuneConfig, Tuned, Tuner, tune, tune_on

@@ -1,7 +1,7 @@
-"""Backends: ways to run the network. Each is an object with one method; which one is decided once, at start.
+"""Backends: ways to run the network. Each is a function of clips; which one is decided once, at start.
 
-A backend takes clips (B, 48, S, S), normalised, of its ``dtype``, and returns logits (B, K) and embeddings (B, C),
-both float32 on the host. B is always the same, so a clip's result does not depend on its neighbours in the batch.
+A backend takes clips (B, 48, S, S), normalised, of its ``dtype``, and gives logits (B, K) and embeddings (B, C),
+both float32. B is always the same in a run, so a clip's result does not depend on its neighbours in the batch.
 """
 
 import logging
@@ -9,10 +9,10 @@ from collections.abc import Callable
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sqt_fast.errors import BackendError, ConfigError, first_line
-from sqt_fast.network.model import INPUT_CHANNELS, SqueezeTime
+from sqt_fast.network.model import INPUT_CHANNELS, SqueezeTime, squeezed
 from sqt_fast.network.registry import BACKENDS, PRECISIONS
 
 log = logging.getLogger(__name__)
@@ -24,7 +24,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Backend(Protocol):
-    """The contract. NetworkBackend is the implementation; tests use a fake one."""
+    """What labelling needs of a network. InferenceModel is the implementation; tests use a fake one."""
 
     dtype: torch.dtype
 
@@ -37,17 +37,40 @@ class Backend(Protocol):
         ...
 
 
-class NetworkBackend:
-    """A network, clips carried to it and results from it. See Backend."""
+class InferenceModel(nn.Module):
+    """The folded network on one backend. Not for training: it holds no parameters that could be.
 
-    def __init__(self, network: Network, *, device: str, dtype: torch.dtype) -> None:
-        self.network, self.device, self.dtype = network, device, dtype
+    Made by ``sqt_fast.load_model(..., backend=...)``. Raises BackendError where the backend cannot run, ConfigError for
+    a name that is none or a network without classifier.
+    """
+
+    def __init__(self, model: SqueezeTime, backend: str, *, device: str, precision: str) -> None:
+        super().__init__()
+        self.network = load_network(backend, model, device=device, precision=precision)
+        self.device, self.dtype, self.input_channels = device, DTYPES[precision], model.config.input_channels
 
     @torch.no_grad()  # not inference_mode: its tensors are of a kind of their own, for which all is compiled again
+    def forward(self, clips: Tensor) -> tuple[Tensor, Tensor]:
+        """clips: normalised RGB, (B, 3, 16, H, W) or (B, 48, H, W), any float dtype, anywhere.
+
+        Returns logits (B, K) and embeddings (B, C), float32, on the model's device. Nothing waits for a GPU.
+        """
+        clips = squeezed(clips, self.input_channels)
+        return self.network(clips.to(self.device, self.dtype, non_blocking=True, memory_format=torch.channels_last))
+
+    def logits(self, clips: Tensor) -> Tensor:
+        """Return (B, K), before softmax."""
+        logits: Tensor = self(clips)[0]
+        return logits
+
+    def embed(self, clips: Tensor) -> Tensor:
+        """Return the pooled features (B, C) that the classifier sees."""
+        embeddings: Tensor = self(clips)[1]
+        return embeddings
+
     def run(self, clips: Tensor) -> tuple[Tensor, Tensor]:
-        """See Backend."""
-        clips = clips.to(self.device, self.dtype, non_blocking=True, memory_format=torch.channels_last)
-        logits, embeddings = self.network(clips)
+        """Return both on the CPU. See Backend."""
+        logits, embeddings = self(clips)
         return logits.cpu(), embeddings.cpu()
 
     def release_memory(self) -> None:
@@ -80,8 +103,7 @@ def load_network(name: str, model: SqueezeTime, *, device: str, precision: str) 
 
 def _others(name: str, device: str, model: SqueezeTime) -> str:
     """Return the names of what can run instead, the simplest first."""
-    known = sorted(BACKENDS, key=lambda other: BACKENDS[other].order)
-    return " or ".join(other for other in known if other != name and not BACKENDS[other].why_not(device, model))
+    return " or ".join(other for other in BACKENDS if other != name and not BACKENDS[other].why_not(device, model))
 
 
 def load_backend(name: str, model: SqueezeTime, *, device: str, precision: str, batch_size: int, size: int) -> Backend:
@@ -91,20 +113,15 @@ def load_backend(name: str, model: SqueezeTime, *, device: str, precision: str, 
     """
     if (wanted := model.config.input_channels) != INPUT_CHANNELS:
         raise ConfigError(f"these weights want {wanted} channels, clips have {INPUT_CHANNELS}: choose other --weights")
-    network = load_network(name, model, device=device, precision=precision)
-    backend = NetworkBackend(network, device=device, dtype=DTYPES[precision])
-    if device.partition(":")[0] in BACKENDS[name].needs_start:
-        _start(name, backend, model, torch.zeros((batch_size, INPUT_CHANNELS, size, size), dtype=backend.dtype))
-    return backend
-
-
-def _start(name: str, backend: NetworkBackend, model: SqueezeTime, clips: Tensor) -> None:
-    """Run a batch of the shape that will come, so that what fails fails now."""
-    try:
-        backend.run(clips)
+    backend = InferenceModel(model, name, device=device, precision=precision)
+    if device.partition(":")[0] not in BACKENDS[name].needs_start:
+        return backend
+    try:  # a batch of the shape that will come, so that what fails fails now
+        backend.run(torch.zeros((batch_size, INPUT_CHANNELS, size, size), dtype=backend.dtype))
     except torch.OutOfMemoryError:
         torch.cuda.empty_cache()  # the worker halves batches that are too large
     except Exception as error:
         log.debug("backend %s", name, exc_info=True)
-        others = _others(name, backend.device, model)
+        others = _others(name, device, model)
         raise BackendError(f"backend {name}: compiling failed ({first_line(error)}); use --backend {others}") from error
+    return backend

@@ -13,15 +13,13 @@ PRECISIONS = ("fp32", "bf16", "fp16")
 class BackendRecord:
     """What there is to know of a backend without importing it.
 
-    load: ``module:function`` of (model, device, dtype) that returns a ``backends.Network``. order: the first is the
-    simplest, which runs everywhere and takes another's place; the later, the longer a backend takes to get ready.
-    objection: ``module:function`` of (device, model) that returns why it cannot run there, None if it can. compile_s:
-    about how long it compiles, to be weighed against what it gains. needs_start: on which kinds of device it has work
-    to do on the first batch of a shape, which is better done, and better fails, before there is anything to label.
+    load: ``module:function`` of (model, device, dtype) that returns a ``backends.Network``. objection:
+    ``module:function`` of (device, model) that returns why it cannot run there, None if it can. compile_s: about how
+    long it compiles, to be weighed against what it gains. needs_start: on which kinds of device it has work to do on
+    the first batch of a shape, which is better done, and better fails, before there is anything to label.
     """
 
     load: str
-    order: int
     objection: str | None = None
     compile_s: float = 0.0
     needs_start: tuple[str, ...] = ()
@@ -42,20 +40,20 @@ class BackendRecord:
         return network
 
 
+# The first is the simplest, which runs everywhere and takes another's place; the later ones take longer to get ready.
 BACKENDS = {
-    "eager": BackendRecord("sqt_fast.network.eager:eager_network", 0),
+    "eager": BackendRecord("sqt_fast.network.eager:eager_network"),
     "triton": BackendRecord(
-        "sqt_fast.network.graphed:graphed_network", 1, "sqt_fast.network.graphed:why_not", needs_start=("cuda",)
+        "sqt_fast.network.graphed:graphed_network", "sqt_fast.network.graphed:why_not", needs_start=("cuda",)
     ),
     "compile": BackendRecord(
         "sqt_fast.network.compiled:compiled_network",
-        2,
         "sqt_fast.network.compiled:why_not",
         compile_s=60.0,  # seen on 2 cores: 14 to 45
         needs_start=("cpu", "cuda"),
     ),
 }
-SIMPLEST = min(BACKENDS, key=lambda name: BACKENDS[name].order)
+SIMPLEST = next(iter(BACKENDS))
 
 
 def load_function(path: str) -> Callable[..., Any]:

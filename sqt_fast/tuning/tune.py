@@ -17,11 +17,10 @@ from torch import Tensor
 from sqt_fast.errors import BackendError, ConfigError, InterruptedRunError, first_line
 from sqt_fast.files import tuned_file
 from sqt_fast.kernels.launch import Problem, executing
-from sqt_fast.network.backends import DTYPES
+from sqt_fast.network.backends import DTYPES, InferenceModel
 from sqt_fast.network.choose import find_device
 from sqt_fast.network.fused import FusedNetwork
 from sqt_fast.network.graphed import why_not
-from sqt_fast.network.inference import InferenceModel
 from sqt_fast.network.model import SqueezeTime
 from sqt_fast.network.registry import BACKENDS, PRECISIONS
 from sqt_fast.network.weights import load_weights
@@ -220,7 +219,7 @@ def _network_speeds(gpu: Gpu, config: TuneConfig, model: SqueezeTime, precision:
     Each is measured with the largest batch that fits: its speed is what a run would have.
     """
     speeds: dict[str, float] = {}
-    runs = [(name, name, tuner.launch_best) for name in sorted(BACKENDS, key=lambda name: BACKENDS[name].order)]
+    runs = [(name, name, tuner.launch_best) for name in BACKENDS]
     runs.insert(1, (BEFORE, "triton", tuner.launch_heuristic))
     for title, name, execute in runs:
         for batch_size in sorted(set(config.batch_sizes), reverse=True):
