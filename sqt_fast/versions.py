@@ -1,5 +1,6 @@
-"""Which versions of other packages, and of this one, are at work: part of the circumstances of tables and benches."""
+"""Which versions of other packages, and of this one, are at work, and on which processor: circumstances of numbers."""
 
+import platform
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,23 +17,30 @@ def installed(names: Iterable[str]) -> dict[str, str]:
     return found
 
 
+def cpu_name() -> str:
+    """Return the processor's name, and which matrix instructions it has, which decide its speed in bf16."""
+    try:
+        lines = [line.partition(":") for line in Path("/proc/cpuinfo").read_text().splitlines()]
+    except OSError:
+        lines = []
+    facts = {key.strip(): value.strip() for key, _, value in reversed(lines)}
+    flags = facts.get("flags", "").split()
+    name = facts.get("model name", platform.machine())
+    return " ".join([name, *(flag for flag in ("avx512_bf16", "amx_bf16") if flag in flags)])
+
+
 CHECKOUT = Path(__file__).resolve().parents[1]
 
 
 def commit(root: Path = CHECKOUT) -> str:
-    """Return the commit that is checked out at ``root``, "" where there is none. Changes since are not looked for."""
+    """Return the commit that is checked out at ``root``, "" where none is known. Changes since are not looked for.
+
+    It is the last that git noted in the log of HEAD, in one place for every kind of checkout.
+    """
     git = root / ".git"
-    if git.is_file():  # a second working tree of a repository
-        git = Path(git.read_text().partition("gitdir:")[2].strip())
-    common = git / (git / "commondir").read_text().strip() if (git / "commondir").exists() else git
     try:
-        head = (git / "HEAD").read_text().strip()
-        name = head.removeprefix("ref: ")
-        if name == head:
-            return head
-        if (common / name).exists():
-            return (common / name).read_text().strip()
-        packed = (line.split() for line in (common / "packed-refs").read_text().splitlines())
-        return next((words[0] for words in packed if words[1:] == [name]), "")
-    except OSError:
+        if git.is_file():  # a second working tree of a repository
+            git = root / git.read_text().removeprefix("gitdir:").strip()
+        return (git / "logs" / "HEAD").read_text().splitlines()[-1].split()[1]
+    except (OSError, IndexError):
         return ""

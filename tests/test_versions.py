@@ -1,44 +1,55 @@
-"""Versions of installed packages, and of this one."""
+"""Versions of installed packages, and of this one; the processor."""
 
+import shutil
 import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from sqt_fast.versions import commit, installed
+from sqt_fast.versions import commit, cpu_name, installed
+
+
+def git(folder: Path, *arguments: str) -> str:
+    if shutil.which("git") is None:
+        pytest.skip("git is not installed")
+    who = ("-c", "user.name=x", "-c", "user.email=x@example.org")
+    done = subprocess.run(["git", *who, *arguments], cwd=folder, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
 
 
 def test_only_what_is_installed_is_named() -> None:
     assert installed(["numpy", "no-such-distribution"]) == {"numpy": np.__version__}
 
 
-def test_a_checkout_knows_its_commit() -> None:
+def test_the_processor_has_a_name() -> None:
+    name, *flags = cpu_name().split(" avx512_bf16")
+    assert name.strip()
+    assert "\n" not in name
+    if flags:
+        assert "avx512_bf16" in Path("/proc/cpuinfo").read_text()
+
+
+def test_this_checkout_knows_its_commit() -> None:
     root = Path(__file__).parents[1]
     if not (root / ".git").exists():
         pytest.skip("this is no checkout")
-    command = ["git", "rev-parse", "HEAD"]
-    known = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout.strip()
-    assert commit() == known
+    assert commit() == git(root, "rev-parse", "HEAD")
 
 
 def test_commits_are_found_however_git_keeps_them(tmp_path: Path) -> None:
-    """A branch in a file, a branch in the packed list, no branch, a second working tree, no repository."""
-    git = tmp_path / ".git"
-    assert commit(tmp_path) == ""
-    git.mkdir()
-    (git / "HEAD").write_text("ref: refs/heads/main\n")
-    (git / "packed-refs").write_text("# pack-refs with: peeled\naaa refs/heads/main\nbbb refs/heads/other\n")
-    assert commit(tmp_path) == "aaa"
-    (git / "refs" / "heads").mkdir(parents=True)
-    (git / "refs" / "heads" / "main").write_text("ccc\n")
-    assert commit(tmp_path) == "ccc"
-    (git / "HEAD").write_text("ddd\n")
-    assert commit(tmp_path) == "ddd"
-    tree = git / "worktrees" / "second"
-    tree.mkdir(parents=True)
-    (tree / "HEAD").write_text("ref: refs/heads/other\n")
-    (tree / "commondir").write_text("../..\n")
-    (tmp_path / "second").mkdir()
-    (tmp_path / "second" / ".git").write_text(f"gitdir: {tree}\n")
-    assert commit(tmp_path / "second") == "bbb"
+    """No repository, a branch, a packed one, no branch, a second working tree, what was taken back."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.mkdir()
+    assert commit(first) == ""
+    git(first, "init", "-q")
+    assert commit(first) == ""
+    for message in ("one", "two"):
+        git(first, "commit", "-q", "--allow-empty", "-m", message)
+        assert commit(first) == git(first, "rev-parse", "HEAD")
+    git(first, "pack-refs", "--all")
+    assert commit(first) == git(first, "rev-parse", "HEAD")
+    git(first, "worktree", "add", "-q", "--detach", str(second), "HEAD~1")
+    assert commit(second) == git(first, "rev-parse", "HEAD~1") != commit(first)
+    git(first, "reset", "-q", "--hard", "HEAD~1")
+    assert commit(first) == commit(second)

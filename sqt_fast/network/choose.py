@@ -1,21 +1,22 @@
 """Decide once, at start, how the network will run, and say why.
 
-On a GPU, precision goes by rule, and the backend is the one that was fastest on GPUs of its family, as ``sqt-fast
-tune`` measured. On a CPU, precision is measured here and now, unless the job is as short as that. Whether compiling
-pays depends on the size of the job: its cost and gain are what they were when this machine last did it (kept in the
-user's cache), or cautious guesses before that.
+The backend is the one that ends the job soonest: what it takes to get ready, and then its seconds a clip. On a GPU, the
+latter are what ``sqt-fast tune`` measured on GPUs of its family, and precision goes by rule. On a CPU, precision is
+measured here and now, unless the job is as short as that; what compiling costs and gains is what it was when this
+machine last did it (kept in the user's cache), or cautious guesses before that.
 """
 
+import functools
 import json
 import logging
 import os
 import platform
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -27,6 +28,7 @@ from sqt_fast.kernels.tuned import look_in, network_speeds
 from sqt_fast.network.backends import Backend, load_backend
 from sqt_fast.network.model import SqueezeTime
 from sqt_fast.network.registry import BACKENDS, SIMPLEST
+from sqt_fast.versions import cpu_name
 
 log = logging.getLogger(__name__)
 
@@ -41,8 +43,6 @@ TIMED_CLIPS = 24
 BF16_CAPABILITY = (8, 0)
 # What "auto" chooses between: float16 overflows where the others do not, so one has to ask for it.
 AUTO_PRECISIONS = ("fp32", "bf16")
-# What is kept of one compilation.
-MEASURED = frozenset({"eager_s", "compiled_s", "compile_s"})
 # A gain below this is noise of the measurement.
 WORTH = 0.95
 
@@ -64,28 +64,38 @@ class Choice:
         return cls(**known) if len(known) == len(fields(cls)) else None
 
 
+class Cost(NamedTuple):
+    """What a backend takes: seconds to get ready, once, and seconds a clip."""
+
+    ready_s: float
+    clip_s: float
+
+
+# Seconds a clip takes the simplest backend on a CPU, by precision.
+SimplestSeconds = Callable[[str], float]
+
+
 def choose(config: IndexConfig, model: SqueezeTime, *, num_clips: int, size: int) -> Choice:
     """Turn every "auto" of ``config`` into a decision. num_clips: about how many there will be to label.
 
     Raises ConfigError for a device that is not there.
     """
     device = find_device(config.device)
-    batch_size = config.batch_size or (CUDA_BATCH if device.startswith("cuda") else CPU_BATCH)
+    batch_size = config.batch_size or (CPU_BATCH if device == "cpu" else CUDA_BATCH)
+    choice = Choice(config.backend or SIMPLEST, config.precision or "fp32", device, batch_size, "as asked")
+    if config.backend and config.precision:
+        return choice
+    if device == "cpu" and num_clips <= TIMED_CLIPS:
+        return replace(choice, reason=f"not measured, for that takes as long as the job (about {num_clips} clips)")
+    simplest_s = functools.cache(functools.partial(_time_simplest, model, size))
     reasons = []
-    precision = config.precision
-    simplest_s: float | None = None
-    if precision is None:
-        precision, simplest_s, reason = _precision(model, device, num_clips, size)
-        reasons.append(reason)
-    backend = config.backend
-    if backend is None and device.startswith("cuda"):
-        backend, reason = _backend_on_gpu(model, device, precision, num_clips)
-        reasons.append(reason)
-    elif backend is None:
-        job = _Job(model, device, precision, batch_size, size, num_clips)
-        backend, reason = _backend_on_cpu(job, simplest_s)
-        reasons.append(reason)
-    return Choice(backend, precision, device, batch_size, "; ".join(reasons) or "as asked")
+    if config.precision is None:
+        precision, reason = _precision(device, simplest_s)
+        choice, reasons = replace(choice, precision=precision), [reason]
+    if config.backend is None:
+        backend, reason = _backend(choice, model, size, num_clips, simplest_s)
+        choice, reasons = replace(choice, backend=backend), [*reasons, reason]
+    return replace(choice, reason="; ".join(reasons))
 
 
 def open_backend(choice: Choice, model: SqueezeTime, *, size: int, may_fall_back: bool) -> tuple[Choice, Backend]:
@@ -95,14 +105,7 @@ def open_backend(choice: Choice, model: SqueezeTime, *, size: int, may_fall_back
     """
     started = time.perf_counter()
     try:
-        backend = load_backend(
-            choice.backend,
-            model,
-            device=choice.device,
-            precision=choice.precision,
-            batch_size=choice.batch_size,
-            size=size,
-        )
+        backend = _load(choice, model, size)
     except BackendError as error:
         if not may_fall_back or choice.backend == SIMPLEST:
             raise
@@ -127,24 +130,91 @@ def find_device(asked: str | None) -> str:
     return asked
 
 
-def _precision(model: SqueezeTime, device: str, num_clips: int, size: int) -> tuple[str, float | None, str]:
-    """Return the precision, the seconds that a clip takes the simplest backend in it if that was timed, and why.
+def _load(choice: Choice, model: SqueezeTime, size: int) -> Backend:
+    """Load the backend of ``choice`` for clips of size x size pixels."""
+    return load_backend(
+        choice.backend,
+        model,
+        device=choice.device,
+        precision=choice.precision,
+        batch_size=choice.batch_size,
+        size=size,
+    )
+
+
+def _precision(device: str, simplest_s: SimplestSeconds) -> tuple[str, str]:
+    """Return the precision, and why.
 
     On a GPU bf16 by rule: timed on few clips, the GPU waits for Python, and noise decides.
     """
-    if device.startswith("cuda"):
+    if device != "cpu":
         if torch.cuda.get_device_capability(device) >= BF16_CAPABILITY:
-            return "bf16", None, "bf16 because the GPU has matrix units for it"
-        return "fp32", None, "fp32 because the GPU has no matrix units for bf16"
-    if num_clips <= TIMED_CLIPS:
-        return "fp32", None, f"fp32 because the job is as short as timing it (about {num_clips} clips)"
-    seconds = {}
-    for precision in AUTO_PRECISIONS:
-        backend = load_backend(SIMPLEST, model, device=device, precision=precision, batch_size=2, size=size)
-        seconds[precision] = _seconds_a_clip(backend, 2, size)
+            return "bf16", "bf16 because the GPU has matrix units for it"
+        return "fp32", "fp32 because the GPU has no matrix units for bf16"
+    seconds = {precision: simplest_s(precision) for precision in AUTO_PRECISIONS}
     faster = "bf16" if seconds["bf16"] < WORTH * seconds["fp32"] else "fp32"
     timings = ", ".join(f"{name} {1000 * s:.0f} ms" for name, s in seconds.items())
-    return faster, seconds[faster], f"{faster} because measured here, {SIMPLEST}, a clip of two: {timings}"
+    return faster, f"{faster} because measured here, {SIMPLEST}, a clip of two: {timings}"
+
+
+def _backend(
+    choice: Choice, model: SqueezeTime, size: int, num_clips: int, simplest_s: SimplestSeconds
+) -> tuple[str, str]:
+    """Return the backend that ends the job soonest in the precision of ``choice``, and why."""
+    on_cpu = choice.device == "cpu"  # where one gains by compiling or not at all
+    names = [name for name, record in BACKENDS.items() if name == SIMPLEST or record.compile_s or not on_cpu]
+    refused = {name: reason for name in names if (reason := BACKENDS[name].why_not(choice.device, model))}
+    able = [name for name in names if name not in refused]
+    if able == [SIMPLEST]:
+        return SIMPLEST, f"{SIMPLEST} because {'; '.join(refused.values())}"
+    if on_cpu:
+        costs, source = _costs_on_cpu(able, choice, _key(choice, model, size), simplest_s)
+    else:
+        costs, source = _costs_on_gpu(able, choice)
+    if not costs:
+        return SIMPLEST, f"{SIMPLEST} because {source}"
+    totals_s = {name: cost.ready_s + num_clips * cost.clip_s for name, cost in costs.items()}
+    best, *_ = ranking = sorted(totals_s, key=totals_s.__getitem__)
+    times = ", ".join(f"{name} {_in_words(totals_s[name], costs[name].ready_s)}" for name in ranking)
+    passed_over = "".join(f"; not {name}: {reason}" for name, reason in refused.items())
+    return best, f"{best} because about {num_clips} clips take {times} ({source}){passed_over}"
+
+
+def _in_words(total_s: float, ready_s: float) -> str:
+    total = f"{total_s:.0f} s" if total_s >= 100 else f"{total_s:.3g} s"
+    return total + (f" with {ready_s:.0f} s of compiling" if ready_s else "")
+
+
+def _costs_on_cpu(
+    names: Sequence[str], choice: Choice, key: str, simplest_s: SimplestSeconds
+) -> tuple[dict[str, Cost], str]:
+    """Return what these backends cost on this CPU, and how that is known. key: of what was measured before."""
+    compiling = [name for name in names if name != SIMPLEST]
+    match _tuning().get(key):
+        case {"eager_s": eager_s, "compiled_s": compiled_s, "compile_s": compile_s}:
+            costs, source = {name: Cost(compile_s, compiled_s) for name in compiling}, "measured here before"
+        case _:
+            eager_s, source = simplest_s(choice.precision), "guessed"
+            costs = {name: Cost(BACKENDS[name].compile_s, GUESSED_COMPILED_RATIO * eager_s) for name in compiling}
+    return {SIMPLEST: Cost(0.0, eager_s), **costs}, source
+
+
+def _costs_on_gpu(names: Sequence[str], choice: Choice) -> tuple[dict[str, Cost], str]:
+    """Return what these backends cost on GPUs of this family, as far as they were measured, and how that is known."""
+    family = architecture(choice.device)
+    look_in(tuned_file())
+    speeds, gpu = network_speeds(family, choice.precision) or ({}, "")
+    if costs := {name: Cost(BACKENDS[name].compile_s, 1 / speeds[name]) for name in names if name in speeds}:
+        return costs, f"by clips/s in {choice.precision} on {gpu}; sqt-fast tune measures here"
+    return {}, (
+        f"nothing was measured in {choice.precision} on GPUs of compute capability {family / 10} "
+        "(sqt-fast tune measures here, --backend triton tries it)"
+    )
+
+
+def _time_simplest(model: SqueezeTime, size: int, precision: str) -> float:
+    """Return the seconds that a clip takes the simplest backend on the CPU, in batches of two."""
+    return _seconds_a_clip(_load(Choice(SIMPLEST, precision, "cpu", 2, ""), model, size), 2, size)
 
 
 def _seconds_a_clip(backend: Backend, batch_size: int, size: int, repeats: int = 2) -> float:
@@ -157,107 +227,15 @@ def _seconds_a_clip(backend: Backend, batch_size: int, size: int, repeats: int =
     return min(times[1:]) / batch_size
 
 
-@dataclass(frozen=True)
-class _Job:
-    """What there is to run on a CPU."""
-
-    model: SqueezeTime
-    device: str
-    precision: str
-    batch_size: int
-    size: int
-    num_clips: int
-
-
-def _backend_on_cpu(job: _Job, simplest_s: float | None) -> tuple[str, str]:
-    """Return the backend that ends this job soonest, and why. simplest_s: seconds a clip takes the simplest, if known.
-
-    One that compiles costs its time once and gains some of each clip.
-    """
-    reasons = []
-    for name, record in BACKENDS.items():
-        if not record.compile_s:
-            continue
-        if reason := record.why_not(job.device, job.model):
-            reasons.append(reason)
-            continue
-        known = _tuning().get(_key(job.model, job.device, job.precision, job.batch_size, job.size))
-        if known:
-            gain_s, cost_s, source = known["eager_s"] - known["compiled_s"], known["compile_s"], "measured here before"
-        elif job.num_clips <= TIMED_CLIPS:
-            reasons.append(f"compiling costs {record.compile_s:.0f} s (guessed), for about {job.num_clips} clips")
-            continue
-        else:
-            seconds = simplest_s or _seconds_of_simplest(job)
-            gain_s, cost_s, source = seconds * (1 - GUESSED_COMPILED_RATIO), record.compile_s, "guessed"
-        why = (
-            f"compiling costs {cost_s:.0f} s and gains {1000 * gain_s:.1f} ms a clip ({source}), "
-            f"for about {job.num_clips} clips"
-        )
-        if job.num_clips * gain_s > cost_s:
-            return name, f"{name} because {why}"
-        reasons.append(why)
-    return SIMPLEST, f"{SIMPLEST} because {'; '.join(reasons)}"
-
-
-def _seconds_of_simplest(job: _Job) -> float:
-    backend = load_backend(SIMPLEST, job.model, device=job.device, precision=job.precision, batch_size=2, size=job.size)
-    return _seconds_a_clip(backend, 2, job.size)
-
-
-def _backend_on_gpu(model: SqueezeTime, device: str, precision: str, num_clips: int) -> tuple[str, str]:
-    """Return the backend that was fastest on a GPU of this family, of those that suit this job, and why."""
-    family = architecture(device)
-    look_in(tuned_file())
-    speeds, gpu = network_speeds(family, precision) or ({}, "")
-    speeds = {name: speeds[name] for name in sorted(speeds, key=speeds.__getitem__, reverse=True) if name in BACKENDS}
-    if not speeds:
-        return SIMPLEST, (
-            f"{SIMPLEST} because nothing was measured in {precision} on GPUs of compute capability {family / 10} "
-            "(sqt-fast tune measures here, --backend triton tries it)"
-        )
-    chosen, passed_over = SIMPLEST, ""
-    for name in speeds:
-        if not (reason := _why_not_on_gpu(name, model, device, speeds, num_clips)):
-            chosen = name
-            break
-        passed_over += f"; not {name}: {reason}"
-    numbers = ", ".join(f"{name} {speed:.0f}" for name, speed in speeds.items())
-    return chosen, (
-        f"{chosen} because of clips/s in {precision} on {gpu} (sqt-fast tune measures here): {numbers}{passed_over}"
-    )
-
-
-def _why_not_on_gpu(
-    name: str, model: SqueezeTime, device: str, speeds: Mapping[str, float], num_clips: int
-) -> str | None:
-    """Return why this backend does not suit this network or job, None if it does."""
-    record = BACKENDS[name]
-    if reason := record.why_not(device, model):
-        return reason
-    if record.compile_s and SIMPLEST in speeds:
-        gain_s = num_clips * (1 / speeds[SIMPLEST] - 1 / speeds[name])
-        if gain_s < record.compile_s:
-            return f"compiling costs about {record.compile_s:.0f} s and gains {gain_s:.1f} s"
-    return None
-
-
 def _remember_compile(choice: Choice, model: SqueezeTime, size: int, backend: Backend, compile_s: float) -> None:
     """Note what compiling cost and gained, for the next decision on this machine."""
-    simplest = load_backend(
-        SIMPLEST,
-        model,
-        device=choice.device,
-        precision=choice.precision,
-        batch_size=choice.batch_size,
-        size=size,
-    )
+    simplest = _load(replace(choice, backend=SIMPLEST), model, size)
     entry = {
         "eager_s": _seconds_a_clip(simplest, choice.batch_size, size),
         "compiled_s": _seconds_a_clip(backend, choice.batch_size, size),
         "compile_s": compile_s,
     }
-    tuning = _tuning() | {_key(model, choice.device, choice.precision, choice.batch_size, size): entry}
+    tuning = _tuning() | {_key(choice, model, size): entry}
     try:
         _tuning_file().parent.mkdir(parents=True, exist_ok=True)
         replace_file(_tuning_file(), lambda file: file.write(json.dumps(tuning, indent=1).encode()))
@@ -265,18 +243,10 @@ def _remember_compile(choice: Choice, model: SqueezeTime, size: int, backend: Ba
         log.info("%s: not kept (%s)", _tuning_file(), error)
 
 
-def _key(model: SqueezeTime, device: str, precision: str, batch_size: int, size: int) -> str:
-    machine = f"{platform.machine()} {_cpu_name()} x{os.cpu_count()} torch {torch.__version__}"
-    shape = f"depth {model.config.depth} width {model.config.width} {batch_size}x{size} {precision}"
-    return f"{machine} | {device} | {shape}"
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+def _key(choice: Choice, model: SqueezeTime, size: int) -> str:
+    machine = f"{platform.machine()} {cpu_name()} x{os.cpu_count()} torch {torch.__version__}"
+    shape = f"depth {model.config.depth} width {model.config.width} {choice.batch_size}x{size} {choice.precision}"
+    return f"{machine} | {choice.device} | {shape}"
 
 
 def _tuning_file() -> Path:
@@ -284,9 +254,8 @@ def _tuning_file() -> Path:
 
 
 def _tuning() -> dict[str, Any]:
-    """Return what is known of this machine; entries of another version, which lack something, are left out."""
+    """Return what is known of this machine."""
     try:
-        kept = dict(json.loads(_tuning_file().read_text()))
+        return dict(json.loads(_tuning_file().read_text()))
     except (OSError, ValueError, TypeError):
         return {}
-    return {key: entry for key, entry in kept.items() if isinstance(entry, dict) and entry.keys() >= MEASURED}
