@@ -63,7 +63,7 @@ types: $(READY_DEV)
 check: lint types test-all
 
 bench: $(READY_DEV)
-	$(BIN)/python -m bench.network --results $(RESULTS)
+	$(BIN)/python -m bench.bench_network --results $(RESULTS)
 	$(BIN)/python -m bench.bench_decode --results $(RESULTS)
 	$(BIN)/python -m bench.bench_index --results $(RESULTS)
 
@@ -81,9 +81,9 @@ gpu-check:
 	step() { limit=$$1; shift; echo "== $$*"; timeout -k 5 $$limit "$$@" || { echo "== failed ($$?): $$*"; status=1; }; }; \
 	pytest() { limit=$$1; shift; step $$limit $(GPU_PYTHON) -m pytest -q -o addopts= -o filterwarnings=default -p no:cacheprovider "$$@"; }; \
 	pytest 150 $(if $(call HAS,xdist),-n 12) tests/test_cuda.py $(KERNEL_TESTS); \
-	step 140 $(GPU_PYTHON) -m bench.kernels --budget 70 --results $(RESULTS); \
-	step 80 $(GPU_PYTHON) -m bench.network --device cuda --precision bf16 --budget 30 --results $(RESULTS); \
-	step 50 $(GPU_PYTHON) -m bench.kernels --dtype fp16 fp32 --providers triton cupy eager --results $(RESULTS); \
+	step 140 $(GPU_PYTHON) -m bench.bench_kernels --budget 70 --results $(RESULTS); \
+	step 80 $(GPU_PYTHON) -m bench.bench_network --device cuda --precision bf16 --budget 30 --results $(RESULTS); \
+	step 50 $(GPU_PYTHON) -m bench.bench_kernels --dtype fp16 fp32 --providers triton cupy eager --results $(RESULTS); \
 	$(if $(call HAS,av$(comma) nvidia.dali),pytest 40 -m needs_cuda tests/test_cuda_decode.py;) \
 	exit $$status
 

@@ -1,7 +1,7 @@
 """Every kernel at every shape of the network (depth 50): ours, PyTorch eager and compiled, and who else can do it.
 
-    python -m bench.kernels [--batch-size 256] [--dtype bf16 fp16 fp32] [--only merge conv] [--max-autotune]
-    python -m bench.kernels --floors      what each must at least take on an H200; needs no GPU
+    python -m bench.bench_kernels [--batch-size 256] [--dtype bf16 fp16 fp32] [--only merge conv] [--max-autotune]
+    python -m bench.bench_kernels --floors      what each must at least take on an H200; needs no GPU
 
 The ceilings of this GPU are measured first. A floor is the larger of bytes over the copy's rate and FLOPs over the
 matrix product's; bytes and FLOPs are what any implementation of the operation must move and compute. Inputs are the
@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 
+from bench import reason
 from bench.floors import Case, cases, floor_s, limit, print_floors
 from bench.kernel_checks import FLOORS, allowed_error, error_of, truth_of
 from bench.kernel_providers import OURS, PROVIDERS, UNCAPTURED, Calls, compile_ahead, compiled, compiled_kernel
@@ -36,7 +37,6 @@ from bench.measure import (
     gpu_state,
     measure_ceilings,
     print_table,
-    reason,
     spread,
     write,
 )
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             print_floors(found, H200, dtype, args.batch_size)
         return
     if not torch.cuda.is_available():
-        sys.exit("bench.kernels needs a CUDA GPU, and torch sees none; --floors works without")
+        sys.exit("bench.bench_kernels needs a CUDA GPU, and torch sees none; --floors works without")
     with torch.no_grad():
         records = _measure_all(args)
     print_table([(*HEADS, *MORE_HEADS), *(_cells(record) for record in records)])
@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="bench.kernels", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="bench.bench_kernels", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--batch-size", type=int, default=256, help="clips")
     parser.add_argument("--dtype", nargs="+", choices=list(FLOORS), default=["bf16"])

@@ -1,6 +1,6 @@
 """The network alone: milliseconds a clip of every backend and precision, against the release's way of running it.
 
-    python -m bench.network [--device cuda] [--batch-size 8] [--repeats 10] [--precision bf16] [--only triton eager]
+    python -m bench.bench_network [--device cuda] [--batch-size 8] [--precision bf16] [--only triton eager]
 
 The baseline, ``official``, is the network as the release runs it. FLOPs are counted as 2 a multiply-add, 10.96 G a
 clip of 224x224 (depth 50).
@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bench import reason
 from bench.measure import (
     Ceilings,
     GpuTimer,
@@ -33,7 +34,6 @@ from bench.measure import (
     interleaved,
     measure_ceilings,
     print_table,
-    reason,
     spread,
     write,
 )
@@ -121,7 +121,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="bench.network", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="bench.bench_network", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--batch-size", type=int, nargs="+", help="1 8 16; on a GPU 256 64 8 1")
@@ -134,7 +134,9 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     args.cuda = args.device.startswith("cuda")
     if args.cuda and not torch.cuda.is_available():
-        raise SystemExit(f"bench.network --device {args.device}: torch sees no CUDA GPU; --device cpu works without")
+        raise SystemExit(
+            f"bench.bench_network --device {args.device}: torch sees no CUDA GPU; --device cpu works without"
+        )
     args.batch_size = args.batch_size or ([256, 64, 8, 1] if args.cuda else [1, 8, 16])
     args.precision = args.precision or (list(PRECISIONS) if args.cuda else ["fp32", "bf16"])
     return args

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from bench.measure import Ceilings, print_table, reason
+from bench import reason
+from bench.measure import Ceilings, print_table
 from sqt_fast.kernels.launch import Problem, best_config, executing, launch_best
 from sqt_fast.kernels.squeeze import squeeze, squeeze_clips_reference
 from sqt_fast.network.backends import DTYPES

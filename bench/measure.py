@@ -15,8 +15,7 @@ from typing import Any
 
 import torch
 
-from sqt_fast.errors import first_line
-from sqt_fast.versions import commit, installed
+from sqt_fast.versions import commit, cpu_name, installed
 
 PACKAGES = ("torch", "triton", "av", "nvidia-dali-cuda130", "cupy-cuda13x", "cupy-cuda12x", "numpy")
 
@@ -34,14 +33,6 @@ def environment(device: str) -> dict[str, Any]:
         "commit": commit() or "unknown",
         "date": time.strftime("%Y-%m-%d"),
     }
-
-
-def cpu_name() -> str:
-    """Return the processor's name and the matrix instructions that decide its speed in bf16."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
-    flags = next((set(line.partition(":")[2].split()) for line in lines if line.startswith("flags")), set())
-    return " ".join([name, *(flag for flag in ("avx512_bf16", "amx_bf16") if flag in flags)])
 
 
 def gpu_slug(name: str) -> str:
@@ -212,11 +203,6 @@ def write(records: Iterable[Mapping[str, Any]], folder: Path, name: str, *, repl
 def _fields(line: str, names: Sequence[str]) -> tuple[Any, ...]:
     record = json.loads(line)
     return tuple(record.get(name) for name in names)
-
-
-def reason(error: BaseException) -> str:
-    """Return an error as one line."""
-    return f"{type(error).__name__}: {first_line(error)}"[:200]
 
 
 def print_table(rows: Sequence[Sequence[str]]) -> None:

@@ -23,6 +23,8 @@ from typing import Any
 
 import numpy as np
 
+from bench import reason
+
 Pixels = Any  # (F, H, W, 3) uint8: an array, or a tensor on a GPU
 Finish = Callable[[Pixels], Pixels]
 
@@ -257,15 +259,6 @@ def _finish(stage: str) -> Finish:
 def _memory_mb(name: str) -> float:
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(name + ":")) / 1024
-
-
-def reason(error: BaseException) -> str:
-    """Return the first line of ``error``, and of what it came from where that says more."""
-    root = error
-    while (cause := root.__cause__ or root.__context__) is not None:
-        root = cause
-    lines = [str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__ for e in (error, root)]
-    return ": ".join(dict.fromkeys(lines))
 
 
 if __name__ == "__main__":

@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bench import reason
 from bench.bench_decode import MAX_MAE, wanted_sets, worst_mae
 from bench.clips import Clip, facts, make
-from bench.peers import PROVIDERS, TRUTH, Job, reason
+from bench.peers import PROVIDERS, TRUTH, Job
 from bench.team import Team
 
 TINY = Clip("tiny", "mpeg4", ".avi", (64, 48), 1, {"g": "12"}, fps=25, pieces=2)
@@ -58,4 +59,4 @@ def test_a_provider_answers_with_frames_or_with_the_reason(tiny: Path, tmp_path:
 def test_a_reason_names_what_lay_beneath() -> None:
     error = OSError("Could not load this library: x.so\nmore")
     error.__cause__ = OSError("libnvrtc.so.13: cannot open")
-    assert reason(error) == "Could not load this library: x.so: libnvrtc.so.13: cannot open"
+    assert reason(error) == "OSError: Could not load this library: x.so: libnvrtc.so.13: cannot open"

@@ -1,8 +1,7 @@
-"""The benches of kernels and network: floors, records, what is refused, and charts. Nothing here is timed."""
+"""The benches of kernels and network: floors, records, and what is refused. Nothing here is timed."""
 
 import json
-import xml.etree.ElementTree as ET
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch
 from click.testing import CliRunner
 from torch import Tensor
 
-from bench import bench_kernels, charts, kernel_providers
+from bench import bench_kernels, kernel_providers
 from bench.bench_kernels import measure, num_copies, sums
 from bench.bench_network import network_floor_s
 from bench.floors import Case, cases, floor_s, limit, totals
@@ -263,38 +262,3 @@ def test_the_exit_code_says_whether_ours_are_right(
         assert stopped.code == code
     assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / "kernels_h200.jsonl")
     assert json.loads((tmp_path / "kernels_h200.jsonl").read_text())["status"] == status
-
-
-# -- charts -----------------------------------------------------------------------------------------------------------
-
-
-def bars(path: Path) -> Iterator[tuple[str, float]]:
-    """Yield what a chart's bars say of themselves, and their widths."""
-    for box in ET.parse(path).iter("{http://www.w3.org/2000/svg}rect"):
-        if box.get("class") != "paper":
-            yield box[0].text or "", float(box.attrib["width"])
-
-
-def test_a_chart_of_the_network(tmp_path: Path) -> None:
-    rates = {("eager <fp32>", 1): 10.0, ("triton bf16", 1): 40.0, ("triton bf16", 8): 80.0}
-    found = [
-        {"op": "network", "provider": name, "shape": [batch, 48, 224, 224], "clips_per_s": rate, "device": "A & B"}
-        for (name, batch), rate in rates.items()
-    ]
-    records = write(found, tmp_path, "network")
-    charts.main([str(records), "-o", str(tmp_path / "chart.svg")])
-    drawn = dict(bars(tmp_path / "chart.svg"))
-    assert list(drawn) == ["batch 1, eager <fp32>: 10", "batch 1, triton bf16: 40", "batch 8, triton bf16: 80"]
-    widths = list(drawn.values())
-    assert [width / widths[0] for width in widths] == pytest.approx([1, 4, 8], rel=1e-2)
-
-
-def test_a_chart_of_kernels(tmp_path: Path, pooling: Problem) -> None:
-    found = [*measured(pooling, "triton", "eager").values(), *measured(pooling, "triton", error="x").values()]
-    found += [{**found[0], "dtype": "bf16"}]
-    records = write(found, tmp_path, "kernels")
-    charts.main([str(records), "-o", str(tmp_path / "chart.svg"), "--dtype", "fp32"])
-    percent = found[0]["percent_of_floor"]
-    assert [text for text, _ in bars(tmp_path / "chart.svg")] == [
-        f"3 x pool fp32 c=16 (bytes), {name}: {percent:g}" for name in ("triton", "eager")
-    ]
