@@ -67,7 +67,7 @@ bench: $(READY_DEV)
 	$(BIN)/python -m bench.bench_decode --results $(RESULTS)
 	$(BIN)/python -m bench.bench_index --results $(RESULTS)
 
-KERNEL_TESTS := $(patsubst %,tests/test_%.py,numerics products pointwise conv ctl_merge importance downsample pool sums squeeze \
+KERNEL_TESTS := $(patsubst %,tests/test_%.py,numerics products pointwise conv ctl ctl_merge downsample pool squeeze \
 	squeeze_cuda fused launch tuned)
 
 test-kernels: $(READY_DEV)

@@ -16,11 +16,11 @@ import pytest
 from sqt_fast.kernels.launch import SHARED_BYTES
 from tests.compile_kernels import ARCHITECTURES
 
-# What multiplies tiles on each generation. importance has too few rows for the newer ones.
+# What multiplies tiles on each generation.
 PRODUCTS = {80: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.mma", 120: "mma.sync"}
 WIDE = ("cp.async.cg.shared.global", "cp.async.cg.shared.global.L2::128B")  # always 16 bytes
-NARROW = ("bilinear", "importance")  # bytes that lie apart; few rows
-WITHOUT_PRODUCTS = ("bilinear", "downsample", "pool", "squeeze", "sums")
+NARROW = ("bilinear",)  # bytes that lie apart
+WITHOUT_PRODUCTS = ("bilinear", "downsample", "pool", "squeeze")
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def test_shared_memory_suffices(compiled: list[dict[str, Any]], architecture: in
 def test_products_are_the_tensor_cores(compiled: list[dict[str, Any]], architecture: int) -> None:
     without = []
     for r in of(compiled, architecture):
-        wanted = "mma.sync" if r["name"].startswith("importance") else PRODUCTS[architecture]
+        wanted = PRODUCTS[architecture]
         if not r["name"].startswith(WITHOUT_PRODUCTS) and not any(op.startswith(wanted) for op in r["instructions"]):
             without.append(f"{r['name']} {r['config']}")
     assert not without
@@ -86,5 +86,5 @@ def test_maps_move_16_bytes_at_a_time(compiled: list[dict[str, Any]], architectu
 
 def test_every_kernel_and_dtype_is_there(compiled: list[dict[str, Any]]) -> None:
     kinds = {(r["name"].split()[0], r["dtype"]) for r in compiled}
-    ops = ("conv", "downsample", "importance", "merge", "pointwise", "pool", "squeeze", "sums")
+    ops = ("conv", "downsample", "merge", "pointwise", "pool", "squeeze")
     assert kinds == {("bilinear", "bf16"), *((op, dtype) for op in ops for dtype in ("bf16", "fp16", "fp32"))}

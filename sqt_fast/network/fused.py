@@ -1,7 +1,8 @@
 """The folded network on the kernels of ``kernels/``: what the triton backend runs.
 
-Activations are (B, H, W, C), dense, from the clip to the head. A Bottleneck is five or six launches: conv1 with pooled
-sums, importance, the two narrow convolutions, the merge, and the closing 1x1 behind it or within it.
+Activations are (B, H, W, C), dense, from the clip to the head. A Bottleneck is four or five kernels, conv1 with pooled
+sums, the two narrow convolutions, the merge, and the closing 1x1 behind it or within it; in between PyTorch makes the
+importance of channels of the sums.
 """
 
 from dataclasses import dataclass
@@ -12,13 +13,11 @@ from torch import Tensor, nn
 from sqt_fast.errors import BackendError
 from sqt_fast.files import tuned_file
 from sqt_fast.kernels.conv import conv
-from sqt_fast.kernels.ctl import position_reference
+from sqt_fast.kernels.ctl import importance, position_reference
 from sqt_fast.kernels.ctl_merge import Closing, MergeWeights, can_close, merge
 from sqt_fast.kernels.downsample import downsample
-from sqt_fast.kernels.importance import importance
 from sqt_fast.kernels.pointwise import pointwise
 from sqt_fast.kernels.pool import pool
-from sqt_fast.kernels.sums import sums
 from sqt_fast.kernels.tuned import look_in
 from sqt_fast.network.fold import fold
 from sqt_fast.network.model import CTL, BasicBlock, Block, Bottleneck, SqueezeTime
@@ -57,7 +56,7 @@ class FusedNetwork:
         x = pool(conv(clips.permute(0, 2, 3, 1).contiguous(), *self.stem, stride=2))
         for block in self.blocks:
             x = block(x)
-        embeddings = _sums(x)[:, 0] / (x.shape[1] * x.shape[2])
+        embeddings = x.mean((1, 2), dtype=torch.float32)
         return nn.functional.linear(embeddings.to(self.dtype), self.fc_weight, self.fc_bias).float(), embeddings
 
 
@@ -145,7 +144,7 @@ def _as_map(pixels: Tensor, x: Tensor) -> Tensor:
 
 def _sums(x: Tensor) -> Tensor:
     """(B, H, W, C) to the sums over pixels, (B, 1, C) float32."""
-    return sums(x.flatten(1, 2))
+    return x.flatten(1, 2).sum(1, keepdim=True, dtype=torch.float32)
 
 
 def _layers(model: SqueezeTime) -> tuple[nn.Sequential, ...]:
@@ -199,7 +198,7 @@ class _Packer:
         second = ctl.param_conv[4]
         assert isinstance(second, nn.Conv2d)
         return _FusedCTL(
-            importance=(w1, b1, self.weight(second.weight[:, :, 0, 0].t())),
+            importance=(w1, self.weight(b1), self.weight(second.weight[:, :, 0, 0].t())),
             gated=self.conv(spatial.glo_conv[0]),
             mixing=self.conv(spatial.glo_conv[3]),
             merging=MergeWeights(
