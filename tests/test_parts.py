@@ -10,7 +10,8 @@ import pytest
 
 from sqt_fast.errors import OutputError
 from sqt_fast.table.parts import Parts
-from sqt_fast.table.schema import Row, read_table, to_table
+from sqt_fast.table.schema import Row, to_table
+from tests.tables import read_table
 
 HOLD = """
 import sys
@@ -196,3 +197,43 @@ def test_a_run_json_that_may_not_be_read_now_is_not_to_be_removed(
             patch.setattr(Path, "read_text", refuse)
             with pytest.raises(OutputError, match=r"run\.json: cannot be read \(permission denied\)$"):
                 _ = parts.run
+
+
+@pytest.mark.parametrize("leftover", [".t.parquet.abc12_xy.tmp", "t.parquet.parts/.run.json.abc12_xy.tmp"])
+def test_a_leftover_that_may_not_be_removed_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, leftover: str
+) -> None:
+    (tmp_path / "t.parquet.parts").mkdir()
+    (tmp_path / leftover).touch()
+
+    def refuse(*args: Any, **options: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", refuse)
+        wanted = r"t\.parquet: cannot write beside it \(permission denied\)$"
+        with pytest.raises(OutputError, match=wanted), Parts(tmp_path / "t.parquet"):
+            pass
+    with Parts(tmp_path / "t.parquet"):  # the refused one holds no lock
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_listed_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its parts would look as if they were not there, and be written over."""
+    output = tmp_path / "t.parquet"
+    with Parts(output) as parts:
+        parts.start({})
+        parts.add(rows("v"))
+
+    def refuse(folder: Path) -> None:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "iterdir", refuse)
+        with pytest.raises(OutputError, match=r"cannot write beside it \(input/output error\)$"), Parts(output):
+            pass
+        with pytest.raises(OutputError, match=r"t\.parquet\.parts: cannot be read \(input/output error\)$"):
+            Parts(output).files()
+    with Parts(output) as parts:
+        assert videos(parts) == [["v"]]

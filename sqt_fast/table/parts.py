@@ -8,13 +8,17 @@ import fcntl
 import json
 import os
 import shutil
+from contextlib import ExitStack, suppress
+from fnmatch import fnmatch
 from glob import escape
 from pathlib import Path
 from typing import Any
 
 from sqt_fast.errors import OutputError, system_reason
 from sqt_fast.files import replace_file
-from sqt_fast.table.schema import Table, write_table, writing
+from sqt_fast.table.schema import Table, reading, write_batches, writing
+
+PART_NAMES = "part-*.parquet"
 
 
 class Parts:
@@ -29,53 +33,54 @@ class Parts:
         self._lock: int | None = None
 
     def __enter__(self) -> "Parts":
-        while self._lock is None:
-            self._lock = self._try_lock()
-        beside = f".{escape(self.output.name)}.{'[!.]' * 8}.tmp"  # not those of an output whose name begins like ours
-        for leftover in (*self.folder.glob(".*.tmp"), *self.output.parent.glob(beside)):
-            leftover.unlink(missing_ok=True)
-        if not (self.folder / "run.json").exists():  # of a run that was killed while it tidied up
-            for part in self.files():
-                part.unlink()
+        try:
+            while self._lock is None:
+                self._lock = self._try_lock()
+            self._tidy_up()
+        except OSError as error:
+            self._unlock()
+            raise OutputError(f"output {self.output}: cannot write beside it ({system_reason(error)})") from error
         return self
 
     def __exit__(self, *error: object) -> None:
-        assert self._lock is not None
         try:
-            if self.folder.exists() and {p.name for p in self.folder.iterdir()} <= {"lock"}:
-                self.remove()
+            with suppress(OSError):  # an empty folder that stays harms nobody
+                if {path.name for path in self.folder.iterdir()} <= {"lock"}:
+                    shutil.rmtree(self.folder)
         finally:
+            self._unlock()
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
             os.close(self._lock)
             self._lock = None
 
     def _try_lock(self) -> int | None:
         """Return the locked file, None if the folder was removed meanwhile by a run that ended."""
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise self._cannot_write(error) from error
-        try:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError), ExitStack() as undo:
             lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise self._cannot_write(error) from error
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            undo.callback(os.close, lock)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise OutputError(
+                    f"output {self.output}: another run is writing it; wait for it or choose another name"
+                ) from error
             if os.fstat(lock).st_ino == (self.folder / "lock").stat().st_ino:
+                undo.pop_all()
                 return lock
-        except BlockingIOError as error:
-            os.close(lock)
-            raise OutputError(
-                f"output {self.output}: another run is writing it; wait for it or choose another name"
-            ) from error
-        except FileNotFoundError:
-            pass
-        os.close(lock)
         return None
 
-    def _cannot_write(self, error: OSError) -> OutputError:
-        return OutputError(f"output {self.output}: cannot write beside it ({system_reason(error)})")
+    def _tidy_up(self) -> None:
+        """Remove what killed runs left: half-written files, and parts of a table that is complete."""
+        # Not those of an output whose name begins like ours.
+        beside = f".{escape(self.output.name)}.{'[!.]' * 8}.tmp"
+        leftovers = [*_listed(self.folder, ".*.tmp"), *_listed(self.output.parent, beside)]
+        if not (self.folder / "run.json").exists():
+            leftovers += _listed(self.folder, PART_NAMES)
+        for path in leftovers:
+            path.unlink(missing_ok=True)
 
     @property
     def run(self) -> dict[str, Any] | None:
@@ -97,11 +102,12 @@ class Parts:
     def add(self, table: Table) -> None:
         """Keep the rows of finished videos."""
         numbers = [int(path.stem.removeprefix("part-")) for path in self.files()]
-        write_table(table, self.folder / f"part-{max(numbers, default=0) + 1:06d}.parquet")
+        write_batches([table], table.schema, self.folder / f"part-{max(numbers, default=0) + 1:06d}.parquet")
 
     def files(self) -> list[Path]:
         """Return all parts, oldest first."""
-        return sorted(self.folder.glob("part-*.parquet"))
+        with reading(self.folder):
+            return _listed(self.folder, PART_NAMES)
 
     def clear(self) -> None:
         """Forget the unfinished run but keep the lock."""
@@ -115,3 +121,11 @@ class Parts:
         with writing(self.folder):
             (self.folder / "run.json").unlink(missing_ok=True)
             shutil.rmtree(self.folder)
+
+
+def _listed(folder: Path, pattern: str) -> list[Path]:
+    """Return what ``folder`` holds of this pattern, sorted; nothing where it is not there.
+
+    Raises OSError where it cannot be listed: ``Path.glob`` would find nothing, and parts would be written over.
+    """
+    return sorted(p for p in folder.iterdir() if fnmatch(p.name, pattern)) if folder.exists() else []
