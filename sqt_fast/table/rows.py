@@ -51,11 +51,13 @@ def video_rows(
 ) -> list[Row]:
     """Return the rows of one video: its labels, and one more that says what was lost if something was."""
     base = _base(video, probe, decoder)
+    clips = np.flatnonzero(scored.labelled).tolist()
     rows = []
     if style.per_window:
-        rows = [_window(base, probe, plan, scored, i, style) for i in np.flatnonzero(scored.labelled).tolist()]
-    elif scored.labelled.any():
-        rows = [_whole(base, probe, scored, style)]
+        windows = ((i, plan.spans[i].tolist()) for i in clips)
+        rows = [_labelled(replace(base, clip_index=i), probe, scored, style, [i], span) for i, span in windows]
+    elif clips:
+        rows = [_labelled(base, probe, scored, style, clips, [0, probe.num_frames])]
     lost = _damage(base, probe, report, complete=bool(scored.labelled.all()))
     return [*rows, lost] if lost is not None else rows
 
@@ -78,44 +80,29 @@ def _base(video: VideoFile, probe: Probe | None, decoder: str | None) -> Row:
     )
 
 
-def _window(base: Row, probe: Probe, plan: ClipPlan, scored: Scored, i: int, style: RowStyle) -> Row:
-    start, end = plan.spans[i].tolist()
-    row = _with_label(base, scored.scores[i], None if scored.embeddings is None else scored.embeddings[i], style)
-    return replace(
-        row,
-        clip_index=i,
-        start_frame=start,
-        end_frame=end,
-        start_s=float(probe.times_s[start]),
-        end_s=_frame_time(probe, end),
-    )
-
-
-def _whole(base: Row, probe: Probe, scored: Scored, style: RowStyle) -> Row:
-    use = scored.labelled
-    embedding = None if scored.embeddings is None else scored.embeddings[use].mean(axis=0)
-    row = _with_label(base, scored.scores[use].mean(axis=0), embedding, style)
-    return replace(
-        row, start_frame=0, end_frame=probe.num_frames, start_s=float(probe.times_s[0]), end_s=float(probe.end_s)
-    )
-
-
-def _with_label(base: Row, scores: Float32, embedding: Float32 | None, style: RowStyle) -> Row:
+def _labelled(base: Row, probe: Probe, scored: Scored, style: RowStyle, clips: list[int], span: list[int]) -> Row:
+    """Return the row of some clips, labelled by their mean. span: its first frame, and one past the last."""
+    scores = scored.scores[clips].mean(axis=0)
     best = np.argsort(-scores, kind="stable")[: style.top_k]
+    embeddings = scored.embeddings
     return replace(
         base,
+        start_frame=span[0],
+        end_frame=span[1],
+        start_s=float(probe.times_s[span[0]]),
+        end_s=_frame_time(probe, span[1]),
         label=style.labels[best[0]],
         label_id=int(best[0]),
         score=float(scores[best[0]]),
         topk_labels=[style.labels[i] for i in best],
         topk_ids=best.tolist(),
         topk_scores=scores[best].tolist(),
-        embedding=None if embedding is None else embedding.astype(np.float16),
+        embedding=None if embeddings is None else embeddings[clips].mean(axis=0).astype(np.float16),
     )
 
 
 def _frame_time(probe: Probe, frame: int) -> float:
-    """When what comes before frame number ``frame`` ends."""
+    """Return when what comes before frame number ``frame`` ends."""
     return end_of(probe.times_s, probe.end_s, frame - 1)
 
 
@@ -123,37 +110,33 @@ def _damage(base: Row, probe: Probe, report: DecodeReport, *, complete: bool) ->
     """Return the row that says what was lost, None if nothing was. complete: every clip has a label."""
     if len(report.lost) == report.frames_wanted and not complete:
         return replace(base, status="no_decodable_frame", error_message="no decodable frame", decoder=None)
-    stories: list[str] = []
-    spans: list[tuple[float, float]] = []
+    found: list[tuple[str, float, float]] = []  # what, from when, until when
     # A frame may fail to appear in a sound file (hidden pictures); it is lost only where something went wrong.
     lost = sorted(report.lost) if report.rejected or not complete or probe.broken else []
-    if lost:
-        stories.append(f"{len(lost)} of {report.frames_wanted} frames that clips need could not be decoded")
-        spans.append((float(probe.times_s[lost[0]]), _frame_time(probe, lost[-1] + 1)))
     damaged = probe.numbers_of(report.damaged)
-    if damaged:
-        stories.append(f"{len(damaged)} of {probe.num_frames} frames are damaged")
-        spans.append((float(probe.times_s[damaged[0]]), _frame_time(probe, damaged[-1] + 1)))
+    for frames, story in (
+        (lost, f"{len(lost)} of {report.frames_wanted} frames that clips need could not be decoded"),
+        (damaged, f"{len(damaged)} of {probe.num_frames} frames are damaged"),
+    ):
+        if frames:
+            found.append((story, float(probe.times_s[frames[0]]), _frame_time(probe, frames[-1] + 1)))
     missing_end = _missing_end(probe)
     if missing_end is not None:
-        story, end_s = missing_end
-        stories.append(story)
-        spans.append((float(probe.end_s), end_s))
-    elif probe.broken:
-        stories.append(probe.broken)
-        spans.append((float(probe.end_s), max(float(probe.end_s), probe.promised_end_s or 0.0)))
-    if not stories:
+        found.append((missing_end[0], float(probe.end_s), missing_end[1]))
+    if not found:
         return None
-    start_s, end_s = min(start for start, _ in spans), max(end for _, end in spans)
-    return replace(base, status="damaged", error_message="; ".join(stories), start_s=start_s, end_s=end_s)
+    stories, starts_s, ends_s = zip(*found, strict=True)
+    return replace(base, status="damaged", error_message="; ".join(stories), start_s=min(starts_s), end_s=max(ends_s))
 
 
 def _missing_end(probe: Probe) -> tuple[str, float] | None:
-    """Return what the container promises beyond its last frame and when that would end, None if nothing."""
+    """Return what is missing after the last frame and when that would end, None if nothing is."""
     if probe.promised_end_s is not None and probe.promised_end_s - probe.end_s > LOST_SECONDS:
         story = f"the file is cut off: its header promises {probe.promised_end_s:.2f} s, it holds {probe.end_s:.2f} s"
         return story, probe.promised_end_s
     if probe.promised_frames is not None and probe.promised_frames - probe.num_frames > LOST_FRAMES:
         story = f"the file is cut off: its header promises {probe.promised_frames} frames, it holds {probe.num_frames}"
         return story, float(probe.times_s[0]) + probe.promised_frames / probe.fps
+    if probe.broken:
+        return probe.broken, max(float(probe.end_s), probe.promised_end_s or 0.0)
     return None
