@@ -7,11 +7,11 @@ from collections.abc import Iterable, Mapping
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from sqt_fast.engine.events import Begun, ClipsLabelled, Event, Note, VideoFinished
-from sqt_fast.engine.results import Summary, VideoResult
+from sqt_fast.engine.results import Summary
 from sqt_fast.survey import Finding, Totals
 
 # What a terminal obeys instead of showing, and what turns the direction of text.
@@ -31,7 +31,7 @@ def counted(number: int, noun: str) -> str:
 
 
 class ProgressConsole:
-    """Takes a run's events. Progress on stderr: a live bar on a terminal, a line now and then elsewhere, or nothing."""
+    """Takes the events of a run: a live bar on a terminal, a line now and then elsewhere, nothing when quiet."""
 
     def __init__(self, *, quiet: bool = False, verbose: bool = False) -> None:
         self.console = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -40,7 +40,6 @@ class ProgressConsole:
         self.video_s = 0.0
         self.begun = self.last_line = time.perf_counter()
         self.bar: Progress | None = None
-        self.task: TaskID | None = None
 
     def __enter__(self) -> "ProgressConsole":
         return self
@@ -50,7 +49,7 @@ class ProgressConsole:
             self.bar.stop()
 
     def __call__(self, event: Event) -> None:
-        """Show what there is to see of ``event``."""
+        """Show what there is to show of an event."""
         match event:
             case Note(text):
                 self._say(text)
@@ -59,8 +58,13 @@ class ProgressConsole:
             case ClipsLabelled(count):
                 self.num_clips += count
                 self._show()
-            case VideoFinished(result):
-                self._count(result)
+            case VideoFinished(_, duration_s, failure):
+                self.done += 1
+                self.video_s += duration_s
+                if failure is not None:
+                    self.failed += 1
+                    if self.verbose:
+                        self._say(failure)
                 self._show()
 
     def _say(self, text: str) -> None:
@@ -81,24 +85,15 @@ class ProgressConsole:
                 TimeRemainingColumn(),
             )
             self.bar = Progress(*columns, console=self.console, transient=True)
-            self.task = self.bar.add_task("", total=total, rates="")
+            self.bar.add_task("", total=total, rates="")
             self.bar.start()
-
-    def _count(self, result: VideoResult) -> None:
-        """Count a finished video, and name it if something is wrong with it."""
-        self.done += 1
-        self.video_s += result.duration_s
-        if result.failure is not None:
-            self.failed += 1
-            if self.verbose:
-                self._say(f"{result.failure.path}: {result.failure.status}: {result.failure.error_message}")
 
     def _show(self) -> None:
         now = time.perf_counter()
         seconds = max(now - self.begun, 1e-9)
         rates = f"{self.failed} failed  {self.num_clips / seconds:.1f} clips/s  {self.video_s / seconds:.1f}x realtime"
-        if self.bar is not None and self.task is not None:
-            self.bar.update(self.task, completed=self.done, rates=rates)
+        if self.bar is not None:
+            self.bar.update(self.bar.task_ids[0], completed=self.done, rates=rates)
         elif not self.quiet and now - self.last_line > PLAIN_EVERY_S:
             self.last_line = now
             eta = f"ETA {_clock(seconds / self.done * (self.total - self.done))}" if self.done else "ETA unknown"

@@ -2,9 +2,10 @@
 
 import hashlib
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,10 @@ from sqt_fast.network.class_names import read_labels
 from sqt_fast.network.weights import check_name, weights_sha256
 from sqt_fast.survey import estimate_clips, survey
 from sqt_fast.table.ledger import Ledger
-from sqt_fast.table.merge import Counts, count, merge
+from sqt_fast.table.merge import merge
 from sqt_fast.table.parts import Parts
 from sqt_fast.table.rows import failed_row
-from sqt_fast.table.schema import FORMATS, Row, read_metadata, to_table
+from sqt_fast.table.schema import CAN_GROW, Row, read_metadata, to_table
 from sqt_fast.versions import installed
 from sqt_fast.video.archive import VideoFile, find_videos
 from sqt_fast.video.sampling import FRAME_INTERVAL
@@ -45,176 +46,141 @@ def run(
     left_out: list[str] = []
     videos = find_videos(config.inputs, path_col=config.path_col, stdin=stdin, null=config.null, left_out=left_out)
     recipe = Recipe.of(config)
-    settings = _settings(config, recipe, labels)
-    with Parts(config.output) as parts:
-        summary = _Run(config, recipe, videos[: config.limit], parts, report, launch).execute(settings)
-    summary.other_files = len(left_out)
-    summary.wall_s = time.perf_counter() - started
-    return summary
-
-
-def _settings(config: IndexConfig, recipe: Recipe, labels: Sequence[str] | None) -> dict[str, Any]:
-    """Return what rows must have in common to share a table."""
-    return {
+    settings = {  # what rows must have in common to share a table
         "weights_sha256": weights_sha256(config.weights),
         "labels_sha256": None if labels is None else hashlib.sha256("\n".join(labels).encode()).hexdigest(),
         "protocol": asdict(recipe.protocol),
         **config.settings(),
     }
+    with Parts(config.output) as parts:
+        summary = _Run(config, recipe, settings, parts, report).execute(videos[: config.limit], launch)
+    summary.other_files = len(left_out)
+    summary.wall_s = time.perf_counter() - started
+    return summary
 
 
 class _Run:
     """One run: what is there, what is to do, doing it, and the table."""
 
     def __init__(
-        self,
-        config: IndexConfig,
-        recipe: Recipe,
-        videos: list[VideoFile],
-        parts: Parts,
-        report: Report,
-        launch: Launch,
+        self, config: IndexConfig, recipe: Recipe, settings: dict[str, Any], parts: Parts, report: Report
     ) -> None:
-        self.config, self.recipe, self.videos, self.parts = config, recipe, videos, parts
-        self.report, self.launch = report, launch
-        self.summary = Summary(output=str(config.output), videos=len(videos))
-        self.settings: dict[str, Any] = {}
+        self.config, self.recipe, self.settings, self.parts, self.report = config, recipe, settings, parts, report
+        self.summary = Summary(output=str(config.output))
+        self.unfinished, self.overwrite = parts.run, config.overwrite
+        self.metadata: dict[str, Any] = {}  # of the table that is there, or that comes; empty while there is none
         self.waiting: list[Row] = []
-        self.embedding_dim: int | None = None
         self.begun = self.last_flush = time.perf_counter()
 
-    def execute(self, settings: dict[str, Any]) -> Summary:
-        self.settings = settings
-        base_metadata = self._base()
-        base = [] if base_metadata is None else [self.config.output]
+    def execute(self, videos: list[VideoFile], launch: Launch) -> Summary:
+        """Label those of ``videos`` that have no rows yet, and bring the table up to date."""
+        base, summary = self._base(), self.summary
         ledger = Ledger([*base, *self.parts.files()])
-        gone = ledger.gone(self.videos)
-        todo = self._todo(ledger, gone)
-        unfinished = self.parts.run
-        metadata = unfinished["metadata"] if unfinished is not None else base_metadata
-        hopeless = self._hopeless(todo, ledger) if metadata is not None else []
+        gone = ledger.gone(videos)
+        todo = ledger.todo(videos, gone, retry_failed=self.config.retry_failed)
+        summary.videos, summary.already_done, summary.vanished = len(videos), len(videos) - len(todo), len(gone)
+        self._name(gone)
+        hopeless = self._hopeless([video for video in todo if video.name in ledger.failed])
         settled = {result.video for result in hopeless}
         todo = [video for video in todo if video not in settled]
         if todo:
-            metadata = self._label(todo, base_metadata, hopeless)
+            self._label(todo, hopeless, launch)
         elif hopeless:
-            assert metadata is not None
-            self._start(metadata)
-            self.report(Begun(len(hopeless), self.summary.already_done))
+            self._begin(len(hopeless))
             self._keep(hopeless)
         pruned = gone if self.config.prune else set()
-        if metadata is not None and (self.parts.run is not None or pruned & ledger.done.keys()):
-            self._finish([*base, *self.parts.files()], metadata, pruned)
+        if todo or hopeless or pruned or self.unfinished:
+            self._merge(base, pruned)
         else:
-            assert base, "nothing to do, and yet no table"
-            self._say(f"{self.config.output} is complete and up to date: nothing to decode")
-            self._take_counts(count(self.config.output))
-        self.summary.labels_mean_nothing = bool((metadata or {}).get("labels_mean_nothing"))
-        return self.summary
+            self.report(Note(f"{self.config.output} is complete and up to date: nothing to decode"))
+            summary.count(ledger.num_rows, ledger.failed.values())
+        summary.labels_mean_nothing = bool(self.metadata.get("labels_mean_nothing"))
+        return summary
 
     # -- what is there ------------------------------------------------------------------------------------------------
 
-    def _base(self) -> dict[str, Any] | None:
-        """Return the metadata of the table that is there and stays; None if there is none or it is to be replaced."""
-        unfinished = self.parts.run
-        ours = unfinished is not None and unfinished["overwrite"] and unfinished["settings"] == self.settings
-        if self.config.overwrite and not ours:
+    def _base(self) -> list[Path]:
+        """Return the table that is there and stays; nothing if there is none or it is to be replaced.
+
+        Raises OutputError, or ConfigError where its settings, or those of an unfinished run, are others.
+        """
+        output, unfinished = self.config.output, self.unfinished
+        same = unfinished and unfinished["overwrite"] and unfinished["metadata"]["settings"] == self.settings
+        if self.overwrite and not same:
             self.parts.clear()
-            unfinished = None
+            self.unfinished = unfinished = None
         if unfinished:
-            self._same(unfinished["settings"], f"{self.parts.folder}, an unfinished run,")
-        if self.config.overwrite or (unfinished and unfinished["overwrite"]) or not self.config.output.exists():
-            return None
-        if not FORMATS[self.config.output.suffix.lower()].can_grow:
+            self.metadata = unfinished["metadata"]
+            self.overwrite |= unfinished["overwrite"]
+            _agree(self.metadata["settings"], self.settings, f"{self.parts.folder}, an unfinished run,")
+        if self.overwrite or not output.exists():
+            return []
+        if output.suffix.lower() not in CAN_GROW:
             if unfinished:  # it was killed between writing the table and tidying up: the parts hold everything
-                return None
+                return []
             raise OutputError(
-                f"output {self.config.output}: is there, and {self.config.output.suffix} cannot be added to; "
+                f"output {output}: is there, and {output.suffix} cannot be added to; "
                 "use --overwrite, or --out labels.parquet for a table that grows"
             )
-        metadata = read_metadata(self.config.output)
+        metadata = read_metadata(output)
         if metadata is None or "settings" not in metadata:
-            raise OutputError(
-                f"output {self.config.output}: not written by sqt-fast; choose another name or --overwrite"
-            )
-        self._same(metadata["settings"], str(self.config.output))
-        return metadata
+            raise OutputError(f"output {output}: not written by sqt-fast; choose another name or --overwrite")
+        _agree(metadata["settings"], self.settings, str(output))
+        self.metadata = self.metadata or metadata
+        return [output]
 
-    def _same(self, old: dict[str, Any], what: str) -> None:
-        if different := differences(old, self.settings):
-            raise ConfigError(
-                f"{what} was made with other settings: {'; '.join(different)}; use the same ones, another --out, or "
-                "--overwrite to start anew"
-            )
-
-    def _todo(self, ledger: Ledger, gone: set[str]) -> list[VideoFile]:
-        todo = ledger.todo(self.videos, gone, retry_failed=self.config.retry_failed)
-        self.summary.vanished = len(gone)
-        self.summary.already_done = len(self.videos) - len(todo)
+    def _name(self, gone: set[str]) -> None:
+        """Say which videos of the table are gone from disk."""
         if gone:
             named = ", ".join(sorted(gone)[:NAMED_FILES])
             more = f" and {len(gone) - NAMED_FILES} more" if len(gone) > NAMED_FILES else ""
             then = "their rows are removed" if self.config.prune else "their rows stay (--prune removes them)"
-            self._say(f"gone from disk: {named}{more}; {then}")
-        return todo
+            self.report(Note(f"gone from disk: {named}{more}; {then}"))
 
-    def _hopeless(self, todo: list[VideoFile], ledger: Ledger) -> list[VideoResult]:
+    def _hopeless(self, again: list[VideoFile]) -> list[VideoResult]:
         """Return the rows of those that failed before and still cannot be opened: they need no network."""
-        again = [video for video in todo if video.name in ledger.failed]
         findings = survey(again, self.recipe) if again else ()
         return [VideoResult(f.video, [failed_row(f.video, f.error)]) for f in findings if f.error is not None]
 
-    def _say(self, text: str) -> None:
-        self.report(Note(text))
-
     # -- labelling ----------------------------------------------------------------------------------------------------
 
-    def on_event(self, event: Event) -> None:
-        """Pass on what the labeller reports while it works, and keep what a resumed run must know."""
-        self.report(event)
-        if isinstance(event, BatchSizeChanged) and (run := self.parts.run) is not None:
-            run["metadata"]["choice"]["batch_size"] = event.batch_size  # a resumed run begins with it
-            self.parts.start(run)
-
-    def _label(
-        self, todo: list[VideoFile], base_metadata: dict[str, Any] | None, finished: list[VideoResult]
-    ) -> dict[str, Any]:
-        """Label ``todo`` into parts, and keep what is finished without. Returns the metadata of the table."""
+    def _label(self, todo: list[VideoFile], hopeless: list[VideoResult], launch: Launch) -> None:
+        """Label ``todo`` into parts, beside what is finished without."""
         started = time.perf_counter()
-        with closing(self.launch(self.config, self.on_event)) as labeller:
+        with closing(launch(self.config, self._on_event)) as labeller:
             weights = self._load(labeller)
-            unfinished = self.parts.run
-            earlier = (unfinished["metadata"] if unfinished else base_metadata or {}).get("choice")
             decided = self.config.backend and self.config.precision
             num_clips = 0 if decided else estimate_clips(todo, self.recipe)  # for the choice
-            choice = labeller.open(EarlierRun(earlier, whole=unfinished is not None), num_clips)
-            metadata = self._metadata(weights, choice)
-            self._start(metadata)
+            earlier = EarlierRun(self.metadata.get("choice"), whole=self.unfinished is not None)
+            choice = labeller.open(earlier, num_clips)
+            self.metadata = self._metadata(weights, choice)
             self.summary.backend = f"{choice['backend']} {choice['precision']} {choice['device']}"
             self.summary.start_s = time.perf_counter() - started
-            self.report(Begun(len(todo) + len(finished), self.summary.already_done))
-            self._drain(labeller, todo, finished)
-        return metadata
+            self._begin(len(todo) + len(hopeless))
+            try:
+                with closing(labeller.label(todo)) as results:
+                    self._keep(chain(hopeless, results))
+            except KeyboardInterrupt as error:
+                done = self.summary.labelled + self.summary.already_done
+                raise InterruptedRunError(
+                    f"stopped: {done} of {self.summary.videos} videos are done and kept in {self.parts.folder}; "
+                    "run the same command again to go on"
+                ) from error
+            finally:
+                self.summary.counters.add(labeller.take_counters())
 
     def _load(self, labeller: Labeller) -> WeightsInfo:
         weights = labeller.load()
         if weights.meaningless:
-            self._say("the weights are random, never trained: the labels of this table mean nothing")
+            self.report(Note("the weights are random, never trained: the labels of this table mean nothing"))
         if weights.labels is None:
             raise ConfigError(f"--weights {self.config.weights}: a backbone without a classifier has nothing to say")
         if self.config.top_k > len(weights.labels):
-            self._say(f"--top-k {self.config.top_k}: there are {len(weights.labels)} classes, all are kept")
+            self.report(Note(f"--top-k {self.config.top_k}: there are {len(weights.labels)} classes, all are kept"))
         if self.config.stride_s is not None:
-            self._say(
-                f"--stride {self.config.stride_s:g}: windows start on the nearest multiple of {FRAME_INTERVAL} frames"
-            )
+            nearest = f"windows start on the nearest multiple of {FRAME_INTERVAL} frames"
+            self.report(Note(f"--stride {self.config.stride_s:g}: {nearest}"))
         return weights
-
-    def _start(self, metadata: dict[str, Any]) -> None:
-        """Say in the parts folder what this run is about."""
-        self.embedding_dim = metadata["embedding_dim"]
-        overwrite = self.config.overwrite or (self.parts.run or {}).get("overwrite", False)
-        self.parts.start({"settings": self.settings, "overwrite": overwrite, "metadata": metadata})
 
     def _metadata(self, weights: WeightsInfo, choice: dict[str, Any]) -> dict[str, Any]:
         return {
@@ -227,37 +193,38 @@ class _Run:
             "versions": installed(VERSIONED),
         }
 
-    def _drain(self, labeller: Labeller, todo: list[VideoFile], finished: list[VideoResult]) -> None:
+    def _begin(self, total: int) -> None:
+        self._remember()
+        self.report(Begun(total, self.summary.already_done))
+
+    def _remember(self) -> None:
+        """Say in the parts folder what this run is about, for one that goes on."""
+        self.parts.start({"overwrite": self.overwrite, "metadata": self.metadata})
+
+    def _on_event(self, event: Event) -> None:
+        """Pass on what the labeller reports while it works."""
+        if isinstance(event, BatchSizeChanged):
+            self.metadata["choice"]["batch_size"] = event.batch_size  # a resumed run begins with it
+            self._remember()
+        self.report(event)
+
+    def _keep(self, results: Iterable[VideoResult]) -> None:
         """Take every result; whatever ends this, the rows of finished videos are on disk."""
         try:
-            try:
-                self._keep(finished)
-                with closing(labeller.label(todo)) as results:
-                    for result in results:
-                        self._take(result)
-            finally:
-                self._flush()
-                self.summary.counters.add(labeller.take_counters())
-        except KeyboardInterrupt as error:
-            done = self.summary.labelled + self.summary.already_done
-            raise InterruptedRunError(
-                f"stopped: {done} of {len(self.videos)} videos are done and kept in {self.parts.folder}; "
-                "run the same command again to go on"
-            ) from error
-
-    def _keep(self, results: list[VideoResult]) -> None:
-        for result in results:
-            self._take(result)
-        self._flush()
+            for result in results:
+                self._take(result)
+        finally:
+            self._flush()
 
     def _take(self, result: VideoResult) -> None:
-        failure = result.failure
+        row = result.failure
+        failure = None if row is None else f"{row.path}: {row.status}: {row.error_message}"
         if failure is not None and self.config.on_error == "fail":
-            raise SqtError(f"{failure.path}: {failure.status}: {failure.error_message} (stopped by --on-error fail)")
+            raise SqtError(f"{failure} (stopped by --on-error fail)")
         self.waiting += result.rows
         self.summary.labelled += 1
         self.summary.failed_now += failure is not None
-        self.report(VideoFinished(result))
+        self.report(VideoFinished(result.video.name, result.duration_s, failure))
         now = time.perf_counter()
         if now - self.last_flush > min(MAX_FLUSH_S, max(1.0, 0.05 * (now - self.begun))):
             self._flush()
@@ -266,21 +233,26 @@ class _Run:
         """Bring the rows of finished videos to disk."""
         started = time.perf_counter()
         if self.waiting:
-            self.parts.add(to_table(self.waiting, self.embedding_dim))
+            self.parts.add(to_table(self.waiting, self.metadata["embedding_dim"]))
             self.waiting.clear()
         self.last_flush = time.perf_counter()
         self.summary.write_s += self.last_flush - started
 
     # -- the table ----------------------------------------------------------------------------------------------------
 
-    def _finish(self, sources: list[Path], metadata: dict[str, Any], pruned: set[str]) -> None:
+    def _merge(self, base: list[Path], pruned: set[str]) -> None:
         started = time.perf_counter()
-        counts = merge(sources, self.config.output, metadata, without=pruned)
-        if self.parts.run is not None:
-            self.parts.remove()
+        counts = merge([*base, *self.parts.files()], self.config.output, self.metadata, without=pruned)
+        self.parts.remove()
         self.summary.pruned = len(pruned)
-        self._take_counts(counts)
+        self.summary.count(counts.rows, counts.failed.values())
         self.summary.write_s += time.perf_counter() - started
 
-    def _take_counts(self, counts: Counts) -> None:
-        self.summary.rows, self.summary.failed, self.summary.failures = counts.rows, counts.failed, counts.failures
+
+def _agree(old: dict[str, Any], new: dict[str, Any], what: str) -> None:
+    """Raise ConfigError where settings are others than those that the rows of ``what`` were made with."""
+    if different := differences(old, new):
+        raise ConfigError(
+            f"{what} was made with other settings: {'; '.join(different)}; use the same ones, another --out, or "
+            "--overwrite to start anew"
+        )

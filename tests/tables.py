@@ -1,4 +1,4 @@
-"""Read tables back: Parquet as the program does, CSV and JSON lines as other programs do."""
+"""Write whole tables, and read them back: Parquet as the program does, CSV and JSON lines as other programs do."""
 
 import json
 from pathlib import Path
@@ -6,13 +6,18 @@ from typing import Any
 
 import pyarrow as pa
 
-from sqt_fast.table import schema
+from sqt_fast.table.schema import read_batches, read_metadata, read_schema, schema, write_batches
+
+
+def write_table(table: pa.Table, path: Path, metadata: dict[str, Any] | None = None) -> None:
+    """Write ``table`` as the program does."""
+    write_batches([table], table.schema, path, metadata)
 
 
 def read_table(path: Path, embedding_dim: int | None = None) -> tuple[pa.Table, dict[str, Any] | None]:
     """Return a table and its metadata. embedding_dim: of CSV and JSON lines without any; else it is seen."""
     if path.suffix == ".parquet":
-        return schema.read_table(path)
+        return pa.concat_tables([read_schema(path).empty_table(), *read_batches(path)]), read_metadata(path)
     rows: list[dict[str, Any]]
     if path.suffix == ".csv":
         with path.open(encoding="utf-8", newline="") as file:
@@ -23,7 +28,7 @@ def read_table(path: Path, embedding_dim: int | None = None) -> tuple[pa.Table, 
         if row.get("embedding") is not None:
             embedding: Any = row["embedding"]
             embedding_dim = len(json.loads(embedding) if path.suffix == ".csv" else embedding)
-    target = schema.schema(embedding_dim)
+    target = schema(embedding_dim)
     rows = [_of_csv(row, target) for row in rows] if path.suffix == ".csv" else rows
     assert all(list(row) == target.names for row in rows)
     columns = [pa.array([row[field.name] for row in rows], field.type) for field in target]

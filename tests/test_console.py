@@ -9,23 +9,22 @@ from rich.console import Console
 from sqt_fast.clips.recipe import Recipe
 from sqt_fast.config import FAST
 from sqt_fast.console import ProgressConsole, counted, print_findings, print_summary, printable
-from sqt_fast.engine.events import Begun, ClipsLabelled, Note, VideoFinished
-from sqt_fast.engine.results import RunCounters, Summary, VideoResult
+from sqt_fast.engine.events import Alive, BatchSizeChanged, Begun, ClipsLabelled, Note, VideoFinished
+from sqt_fast.engine.results import RunCounters, Summary
 from sqt_fast.survey import Totals, survey
-from sqt_fast.table.schema import Row
 from sqt_fast.video.archive import VideoFile
 
-BAD = VideoResult(VideoFile("[red]x.mp4", 1, 1), [Row("[red]x.mp4", status="empty_file", error_message="0 bytes")])
-GOOD = VideoResult(VideoFile("y.mp4", 1, 1), [Row("y.mp4")], duration_s=10)
+BAD = VideoFinished("[red]x.mp4", 0.0, "[red]x.mp4: empty_file: 0 bytes")
+GOOD = VideoFinished("y.mp4", 10.0, None)
 
 
 def test_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sqt_fast.console.PLAIN_EVERY_S", -1.0)
     with ProgressConsole() as watcher:
-        watcher(Begun(2, 3))
-        watcher(VideoFinished(BAD))
+        watcher(Begun(2, done=3))
+        watcher(BAD)
         watcher(ClipsLabelled(8))
-        watcher(VideoFinished(GOOD))
+        watcher(GOOD)
     out, err = capsys.readouterr()
     lines = err.splitlines()
     assert out == ""
@@ -37,26 +36,33 @@ def test_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str], mo
 
 def test_no_line_before_its_time(capsys: pytest.CaptureFixture[str]) -> None:
     with ProgressConsole() as watcher:
-        watcher(Begun(2, 0))
+        watcher(Begun(2, done=0))
         watcher(ClipsLabelled(1))
-        watcher(VideoFinished(BAD))
+        watcher(BAD)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_what_is_for_others_is_not_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    with ProgressConsole(verbose=True) as watcher:
+        watcher(BatchSizeChanged(2))
+        watcher(Alive())
     assert capsys.readouterr() == ("", "")
 
 
 def test_quiet_says_nothing(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sqt_fast.console.PLAIN_EVERY_S", -1.0)
     with ProgressConsole(quiet=True, verbose=True) as watcher:
-        watcher(Begun(1, 1))
+        watcher(Begun(1, done=1))
         watcher(Note("hello"))
-        watcher(VideoFinished(BAD))
+        watcher(BAD)
     assert capsys.readouterr() == ("", "")
 
 
 def test_verbose_names_failures_with_brackets_untouched(capsys: pytest.CaptureFixture[str]) -> None:
     with ProgressConsole(verbose=True) as watcher:
-        watcher(Begun(2, 0))
-        watcher(VideoFinished(BAD))
-        watcher(VideoFinished(GOOD))
+        watcher(Begun(2, done=0))
+        watcher(BAD)
+        watcher(GOOD)
     assert capsys.readouterr().err == "[red]x.mp4: empty_file: 0 bytes\n"
 
 
@@ -64,9 +70,9 @@ def test_a_bar_on_a_terminal() -> None:
     screen = io.StringIO()
     with ProgressConsole() as watcher:
         watcher.console = Console(file=screen, force_terminal=True, width=100, highlight=False)
-        watcher(Begun(2, 0))
+        watcher(Begun(2, done=0))
         watcher(ClipsLabelled(4))
-        watcher(VideoFinished(BAD))
+        watcher(BAD)
         assert watcher.bar is not None
         watcher.bar.refresh()
         watcher(Note("beside [it]"))

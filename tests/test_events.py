@@ -1,13 +1,22 @@
-"""The events of the engine."""
+"""The events of a run and its engine."""
 
 import pickle
 
 import pytest
 
-from sqt_fast.engine.events import Alive, Begun, ClipsLabelled, Event, Note, ignore
+from sqt_fast.engine.events import Alive, BatchSizeChanged, Begun, ClipsLabelled, Event, Note, VideoFinished, ignore
+
+EVENTS = [
+    Note("a line"),
+    Begun(2, done=1),
+    ClipsLabelled(3),
+    VideoFinished("a.mp4", 2.5, "a.mp4: damaged: half of it"),
+    BatchSizeChanged(2),
+    Alive(),
+]
 
 
-@pytest.mark.parametrize("event", [Note("a line"), Begun(2, 1), ClipsLabelled(3), Alive()], ids=str)
+@pytest.mark.parametrize("event", EVENTS, ids=str)
 def test_events_pass_between_processes(event: Event) -> None:
     assert pickle.loads(pickle.dumps(event)) == event
     ignore(event)

@@ -21,10 +21,15 @@ def test_pieces_hold_all_rows_in_order(size_bytes: int) -> None:
     assert max(piece.num_rows for piece in pieces) == (1 if size_bytes == 1 else max(p.num_rows for p in pieces))
 
 
-@pytest.mark.parametrize("group_bytes", [1, 10**9])
-def test_csv_reads_as_csv(group_bytes: int) -> None:
+@pytest.fixture(params=[1, 10**9], ids=["a row a piece", "one piece"])
+def _pieces(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sqt_fast.table.export.PIECE_BYTES", request.param)
+
+
+@pytest.mark.usefixtures("_pieces")
+def test_csv_reads_as_csv() -> None:
     file = io.BytesIO()
-    write_csv([to_table(ROWS, None)], schema(None), file, {"not": "kept"}, group_bytes)
+    write_csv([to_table(ROWS, None)], schema(None).with_metadata({"not": "kept"}), file)
     rows = list(csv.DictReader(io.StringIO(file.getvalue().decode(), newline="")))
     assert [row["path"] for row in rows] == [row.path for row in ROWS]
     assert {row["score"] for row in rows} == {"0.1"}
@@ -32,9 +37,9 @@ def test_csv_reads_as_csv(group_bytes: int) -> None:
     assert {row["label"] for row in rows} == {'a "b", c\n'}
 
 
-@pytest.mark.parametrize("group_bytes", [1, 10**9])
-def test_json_lines_are_a_row_each(group_bytes: int) -> None:
+@pytest.mark.usefixtures("_pieces")
+def test_json_lines_are_a_row_each() -> None:
     file = io.BytesIO()
-    write_jsonl([to_table(ROWS, None)], schema(None), file, None, group_bytes)
+    write_jsonl([to_table(ROWS, None)], schema(None), file)
     rows = [json.loads(line) for line in file.getvalue().decode().splitlines()]
     assert [(row["path"], row["score"]) for row in rows] == [(row.path, 0.1) for row in ROWS]

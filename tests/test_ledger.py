@@ -8,8 +8,9 @@ import pytest
 from sqt_fast.errors import OutputError
 from sqt_fast.table.ledger import Ledger, existing_ledger
 from sqt_fast.table.parts import Parts
-from sqt_fast.table.schema import Row, read_batches, to_table, write_table
+from sqt_fast.table.schema import Row, read_batches, to_table
 from sqt_fast.video.archive import VideoFile
+from tests.tables import write_table
 
 
 def rows(path: str, *statuses: str, size_bytes: int | None = 1, mtime_ns: int | None = 1) -> list[Row]:
@@ -36,8 +37,9 @@ def test_the_newest_rows_count(sources: list[Path]) -> None:
         "well": ("well", 1, None),
         "a": ("a", 1, 1),
     }
-    assert ledger.failed == {"a", "ill", "well"}
-    assert Ledger(sources[:1]).failed == {"a", "cured", "ill"}
+    assert ledger.failed == {"a": "error", "ill": "damaged", "well": "damaged"}
+    assert Ledger(sources[:1]).failed == {"a": "error", "cured": "damaged", "ill": "damaged"}
+    assert Ledger(sources[:1]).num_rows == len(BASE)
 
 
 def test_many_rows_of_one_video(tmp_path: Path) -> None:
@@ -45,8 +47,9 @@ def test_many_rows_of_one_video(tmp_path: Path) -> None:
     content = [*rows("long", "damaged", *["ok"] * 3000), *rows("z", "ok")]
     write_table(to_table(content, None), tmp_path / "t.parquet")
     ledger = Ledger([tmp_path / "t.parquet"])
-    assert ledger.failed == {"long"}
+    assert ledger.failed == {"long": "damaged"}
     assert len(ledger.done) == 2
+    assert ledger.num_rows == len(content)
 
 
 def test_only_its_columns_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,7 +61,7 @@ def test_only_its_columns_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr("sqt_fast.table.ledger.read_batches", read)
     write_table(to_table(BASE, None), tmp_path / "t.parquet")
-    assert Ledger([tmp_path / "t.parquet"]).failed == {"a", "cured", "ill"}
+    assert Ledger([tmp_path / "t.parquet"]).failed.keys() == {"a", "cured", "ill"}
     assert {name for batch in seen for name in batch.column_names} == {"path", "size_bytes", "mtime_ns", "status"}
 
 
@@ -70,7 +73,7 @@ def test_a_dry_run_finds_what_a_run_would(tmp_path: Path) -> None:
         parts.start({})
         parts.add(to_table(NEW, None))
     ledger = existing_ledger(output, overwrite=False)
-    assert ledger.failed == {"a", "ill", "well"}
+    assert ledger.failed.keys() == {"a", "ill", "well"}
     videos = [VideoFile(name, 1, 1) for name in ("cured", "ill", "new")]
     assert [v.path for v in ledger.todo(videos, set(), retry_failed=False)] == ["cured", "new"]
     assert existing_ledger(output, overwrite=True).done == {}

@@ -36,3 +36,10 @@ def test_floats_are_short_and_the_tally_is_flat() -> None:
     assert printed["wall_s"] == 0.3333
     assert printed["packets_read"] == 7
     assert "counters" not in printed
+
+
+def test_failures_of_the_whole_table_are_counted_by_status() -> None:
+    summary = Summary(output="a.csv")
+    summary.count(9, ["error", "damaged", "damaged"])
+    assert (summary.rows, summary.failed) == (9, 3)
+    assert list(summary.failures.items()) == [("damaged", 2), ("error", 1)]

@@ -88,7 +88,7 @@ class Lab:
 
     def seen(self) -> list[str]:
         """Names of the files that the last run looked at."""
-        return sorted(Path(r.video.path).name for r in self.watcher.results)
+        return sorted(Path(name).name for name in self.watcher.finished)
 
 
 @pytest.fixture
@@ -620,7 +620,7 @@ def test_parts_of_a_finished_table_never_come_back(lab: Lab, monkeypatch: pytest
         with pytest.raises(KilledError):
             lab.run()
     lab.run(top_k=2, overwrite=True)
-    assert len(lab.watcher.results) == 4
+    assert len(lab.watcher.finished) == 4
     assert {len(r["topk_ids"]) for r in lab.rows() if r["status"] == "ok"} == {2}
 
 

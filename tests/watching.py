@@ -1,11 +1,10 @@
-"""Takers of events, which remember them."""
+"""Those who are told how a run or its engine goes, and remember it."""
 
 from sqt_fast.engine.events import ClipsLabelled, Event, Note, Report, VideoFinished
-from sqt_fast.engine.results import VideoResult
 
 
 def notes_into(notes: list[str]) -> Report:
-    """Return what keeps notes and no other event."""
+    """Return what keeps the notes of the engine and no other event."""
 
     def report(event: Event) -> None:
         if isinstance(event, Note):
@@ -28,9 +27,10 @@ class Remembering:
         return [event.text for event in self.events if isinstance(event, Note)]
 
     @property
-    def num_clips(self) -> int:
-        return sum(event.count for event in self.events if isinstance(event, ClipsLabelled))
+    def finished(self) -> list[str]:
+        """Names of videos, in the order in which they were finished."""
+        return [event.name for event in self.events if isinstance(event, VideoFinished)]
 
     @property
-    def results(self) -> list[VideoResult]:
-        return [event.result for event in self.events if isinstance(event, VideoFinished)]
+    def num_clips(self) -> int:
+        return sum(event.count for event in self.events if isinstance(event, ClipsLabelled))

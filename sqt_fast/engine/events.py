@@ -1,11 +1,7 @@
-"""What a run and its engine report while they work. One callable takes every event."""
+"""What a run and its engine report while they work. One callable takes every event: a terminal, a test, or nobody."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:  # decoders report too, and know no tables
-    from sqt_fast.engine.results import VideoResult
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,17 +13,10 @@ class Note:
 
 @dataclass(frozen=True, slots=True)
 class Begun:
-    """Labelling begins. total: videos to label now; done: those of an earlier run."""
+    """So many videos are about to be labelled, beside those ``done`` in an earlier run."""
 
     total: int
     done: int
-
-
-@dataclass(frozen=True, slots=True)
-class VideoFinished:
-    """One more video has its rows."""
-
-    result: "VideoResult"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +24,15 @@ class ClipsLabelled:
     """So many more clips have been labelled."""
 
     count: int
+
+
+@dataclass(frozen=True, slots=True)
+class VideoFinished:
+    """One more video has its rows. failure: its name and what is wrong with it, None if nothing is."""
+
+    name: str
+    duration_s: float
+    failure: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +47,7 @@ class Alive:
     """Work goes on, though nothing is finished yet: a sign of life for whoever watches for hangs."""
 
 
-Event = Note | Begun | VideoFinished | ClipsLabelled | BatchSizeChanged | Alive
+Event = Note | Begun | ClipsLabelled | VideoFinished | BatchSizeChanged | Alive
 Report = Callable[[Event], None]
 
 

@@ -1,6 +1,7 @@
 """What passes between a run and its worker, and what a run has done in the end."""
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -12,7 +13,7 @@ from sqt_fast.video.probe import Probe
 
 @dataclass(frozen=True)
 class WeightsInfo:
-    """What there is to know of the weights without holding them. See ``zoo.Weights``."""
+    """What there is to know of the weights without holding them. See ``weights.Weights``."""
 
     name: str
     sha256: str
@@ -107,11 +108,15 @@ class Summary:
     backend: str = ""
     labels_mean_nothing: bool = False
 
+    def count(self, rows: int, statuses: Iterable[str]) -> None:
+        """Take what the whole table holds. statuses: of the videos that are not ok."""
+        counts = Counter(statuses)
+        self.rows, self.failed, self.failures = rows, counts.total(), dict(counts.most_common())
+
     @property
     def limit(self) -> str:
         """What took the time: the stage that the others waited for, or getting ready."""
-        counters = self.counters
-        waited = {"network": counters.network_s, "decode": counters.wait_s}
+        waited = {"network": self.counters.network_s, "decode": self.counters.wait_s}
         stages = {"start": self.start_s, **waited, "write": self.write_s}
         return max(stages, key=lambda name: stages[name]) if self.counters.clips else "none"
 
@@ -122,12 +127,8 @@ class Summary:
 
     def as_dict(self) -> dict[str, Any]:
         """Return what ``--json`` prints."""
-        own = asdict(self)
-        counters = own.pop("counters")
-        rates = {
-            "clips_per_s": self.counters.clips / self.labelling_s,
-            "x_realtime": self.counters.video_s / self.labelling_s,
-        }
-        numbers = {**own, **counters, **rates}
-        rounded = {k: round(v, 4) if isinstance(v, float) else v for k, v in numbers.items()}
-        return {**rounded, "limit": self.limit}
+        numbers = asdict(self)
+        numbers |= numbers.pop("counters")
+        numbers["clips_per_s"] = self.counters.clips / self.labelling_s
+        numbers["x_realtime"] = self.counters.video_s / self.labelling_s
+        return {k: round(v, 4) if isinstance(v, float) else v for k, v in numbers.items()} | {"limit": self.limit}

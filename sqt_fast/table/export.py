@@ -23,56 +23,36 @@ def slices(batches: Iterable[pa.Table], size_bytes: int) -> Iterator[pa.Table]:
             yield batch.slice(start, num_rows)
 
 
-def write_jsonl(
-    batches: Iterable[pa.Table],
-    target: pa.Schema,
-    file: IO[bytes],
-    metadata: dict[str, Any] | None = None,
-    group_bytes: int = PIECE_BYTES,
-) -> None:
+def write_jsonl(batches: Iterable[pa.Table], target: pa.Schema, file: IO[bytes]) -> None:
     """Write tables of schema ``target`` to an open file, a line a row. It has no place for metadata."""
-    del metadata
-    for piece in slices(batches, min(group_bytes, PIECE_BYTES)):
+    for piece in slices(batches, PIECE_BYTES):
         for row in piece.to_pylist():
-            plain = {f.name: _plain(row[f.name], f.type) for f in target}
-            file.write(json.dumps(plain, ensure_ascii=False).encode() + b"\n")
+            file.write(_json({f.name: _plain(row[f.name], f.type) for f in target}).encode() + b"\n")
 
 
-def write_csv(
-    batches: Iterable[pa.Table],
-    target: pa.Schema,
-    file: IO[bytes],
-    metadata: dict[str, Any] | None = None,
-    group_bytes: int = PIECE_BYTES,
-) -> None:
+def write_csv(batches: Iterable[pa.Table], target: pa.Schema, file: IO[bytes]) -> None:
     """Write tables of schema ``target`` to an open file. Lists become JSON text: CSV has neither them nor metadata."""
-    del metadata
-    kinds = {f.name: _csv_kind(f.type) for f in target}
-    with pa_csv.CSVWriter(file, pa.schema(kinds.items())) as writer:
-        for piece in slices(batches, min(group_bytes, PIECE_BYTES)):
-            columns = []
-            for field in target:
-                column = piece[field.name]
-                if column.type != kinds[field.name]:
-                    plain = [_plain(value, field.type) for value in column.to_pylist()]
-                    if pa.types.is_nested(field.type):
-                        plain = [None if v is None else json.dumps(v, ensure_ascii=False) for v in plain]
-                    column = pa.array(plain, kinds[field.name])
-                columns.append(column)
-            writer.write_table(pa.table(columns, names=target.names))
+    flat = pa.schema([(f.name, pa.string() if pa.types.is_nested(f.type) else f.type) for f in target])
+    with pa_csv.CSVWriter(file, flat) as writer:
+        for piece in slices(batches, PIECE_BYTES):
+            writer.write_table(pa.table([_flat(piece[name]) for name in target.names], schema=flat))
 
 
-def _csv_kind(kind: pa.DataType) -> pa.DataType:
-    if pa.types.is_nested(kind):
-        return pa.string()
-    return pa.float64() if pa.types.is_float32(kind) else kind
+def _flat(column: pa.ChunkedArray) -> pa.ChunkedArray | pa.Array:
+    if not pa.types.is_nested(column.type):
+        return column
+    return pa.array([None if v is None else _json(_plain(v, column.type)) for v in column.to_pylist()], pa.string())
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _plain(value: Any, kind: pa.DataType) -> Any:
     """Return ``value`` as JSON knows it, floats in the fewest digits that read back as the same number."""
     if value is None:
         return None
-    if pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind):
+    if pa.types.is_nested(kind):
         return [_plain(v, kind.value_type) for v in value]
     if pa.types.is_float32(kind):
         return float(str(np.float32(value)))

@@ -13,28 +13,30 @@ from sqt_fast.video.archive import VideoFile
 class Ledger:
     """The videos of some tables, newest last, each with the state of the file that its rows speak of.
 
-    Raises OutputError for a file that is no table.
+    num_rows: of all tables. done: ``VideoFile.key`` by path. failed: status by path, of those that are not ok. Raises
+    OutputError for a file that is no table.
     """
 
     def __init__(self, sources: Iterable[Path]) -> None:
+        self.num_rows = 0
         self.done: dict[str, tuple[str, int | None, int | None]] = {}
-        self.failed: set[str] = set()
+        self.failed: dict[str, str] = {}
         for source in sources:
             self._take(source)
 
     def _take(self, source: Path) -> None:
         """Take in a table newer than all before it."""
         done: dict[str, tuple[str, int | None, int | None]] = {}
-        failed = set()
+        failed = {}
         for batch in read_batches(source, ("path", "size_bytes", "mtime_ns", "status")):
+            self.num_rows += batch.num_rows
             for path, size_bytes, mtime_ns, status in zip(*(c.to_pylist() for c in batch.columns), strict=True):
                 if status != "ok":
-                    failed.add(path)
+                    failed[path] = status
                 if done.get(path) != (path, size_bytes, mtime_ns):
                     done[path] = (path, size_bytes, mtime_ns)
-        self.failed.difference_update(done)
-        self.failed |= failed
-        self.done.update(done)
+        self.failed = {path: status for path, status in self.failed.items() if path not in done} | failed
+        self.done |= done
 
     def gone(self, videos: Sequence[VideoFile]) -> set[str]:
         """Return the paths with rows whose file is not on disk any more. Their rows stay."""
@@ -44,7 +46,7 @@ class Ledger:
 
     def todo(self, videos: Sequence[VideoFile], gone: set[str], *, retry_failed: bool) -> list[VideoFile]:
         """Return the videos without rows, with rows of an older state of the file, or to be tried again."""
-        again = self.failed if retry_failed else set()
+        again = self.failed if retry_failed else {}
         return [v for v in videos if v.name not in gone and (self.done.get(v.name) != v.key or v.name in again)]
 
 

@@ -5,10 +5,10 @@ order. The rows themselves are then gathered in that order, chunk by chunk. Part
 table, because videos are labelled in it, so each is read about once; any other order is right too, but slower.
 """
 
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from sqt_fast.table.schema import (
     read_batches,
     read_schema,
     reading,
+    regroup,
     write_batches,
     write_parquet,
     writing,
@@ -36,17 +37,20 @@ LEAST_ROW_BYTES = 256  # about what a row without an embedding takes; a file may
 CACHED_GROUPS = 3
 
 
-@dataclass(frozen=True)
+@dataclass
 class Counts:
-    """How many rows a table has, and how many videos that are not ok, by status, the most frequent first."""
+    """How many rows a table has, and which of its videos are not ok: their status by path."""
 
-    rows: int
-    failures: dict[str, int]
+    rows: int = 0
+    failed: dict[str, str] = field(default_factory=dict)
 
-    @property
-    def failed(self) -> int:
-        """Videos that are not ok."""
-        return sum(self.failures.values())
+    def watch(self, batches: Iterable[Table]) -> Iterator[Table]:
+        """Count what passes by."""
+        for batch in batches:
+            self.rows += batch.num_rows
+            failed = batch.select(["path", "status"]).filter(pc.not_equal(batch["status"], "ok"))
+            self.failed.update(zip(*(column.to_pylist() for column in failed.columns), strict=True))
+            yield batch
 
 
 def merge(
@@ -64,7 +68,7 @@ def merge(
     OutputError.
     """
     target = read_schema(sources[0])
-    counter = _Counter()
+    counts = Counts()
     with ExitStack() as copies:
         groups: list[_Group] = []
         for number, source in enumerate(sources):
@@ -76,34 +80,8 @@ def merge(
                 found = _find_groups(number, copy)
             groups += found
         rows = _gather(groups, _order(groups, target, without), target, group_bytes)
-        write_batches(counter.watch(rows), target, output, metadata, group_bytes=group_bytes)
-    return counter.counts()
-
-
-def count(path: Path) -> Counts:
-    """Count what a table holds. Raises OutputError."""
-    counter = _Counter()
-    for _ in counter.watch(read_batches(path, ("path", "status"))):
-        pass
-    return counter.counts()
-
-
-class _Counter:
-    """Counts what passes by."""
-
-    def __init__(self) -> None:
-        self.rows = 0
-        self.failures: dict[str, str] = {}
-
-    def watch(self, batches: Iterable[Table]) -> Iterator[Table]:
-        for batch in batches:
-            self.rows += batch.num_rows
-            failed = batch.select(["path", "status"]).filter(pc.not_equal(batch["status"], "ok"))
-            self.failures.update(zip(*(column.to_pylist() for column in failed.columns), strict=True))
-            yield batch
-
-    def counts(self) -> Counts:
-        return Counts(self.rows, dict(Counter(self.failures.values()).most_common()))
+        write_batches(counts.watch(rows), target, output, metadata, group_bytes=group_bytes)
+    return counts
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +117,7 @@ def _copied(source: Path, target: pa.Schema, output: Path, group_bytes: int) -> 
     """Copy a table with large row groups to a file beside ``output``."""
     with writing(output), temporary_beside(output) as copy:
         with copy.open("wb") as file:
-            write_parquet(read_batches(source), target, file, group_bytes=group_bytes)
+            write_parquet(regroup(read_batches(source), group_bytes), target, file)
         yield copy
 
 
@@ -148,26 +126,22 @@ def _order(groups: Sequence[_Group], target: pa.Schema, without: Collection[str]
     if not groups:
         return np.zeros(0, np.int64)
     keys = pa.schema([target.field(name) for name in KEYS])
-    names, codes, times = [], [], []  # of each group: its paths, which of them each row has, the other keys
+    tables = []
     for group in groups:
         table = group.read(keys)
-        path = table["path"].combine_chunks().dictionary_encode()
-        names.append(path.dictionary)
-        codes.append(path.indices.to_numpy())
-        times.append(table.select(KEYS[1:]))
-    every = pa.chunked_array(names)
-    paths = every.unique()
-    ranks = pc.index_in(every, paths.take(pc.sort_indices(paths))).to_numpy()  # of each path of each group
-    sources = np.array([group.source for group in groups], np.int32)
-    newest = np.zeros(len(paths), np.int32)
-    np.maximum.at(newest, ranks, np.repeat(sources, [len(n) for n in names]))
+        tables.append(table.set_column(0, "path", table["path"].dictionary_encode()))  # a path is held once a group
+    table = pa.concat_tables(tables).unify_dictionaries()
+    path = table["path"].combine_chunks()
+    paths, codes = path.dictionary, path.indices.to_numpy()
+    sources = np.repeat([group.source for group in groups], [group.num_rows for group in groups])
+    newest = np.zeros(len(paths), np.int64)  # source of each path
+    np.maximum.at(newest, codes, sources)
     newest[pc.is_in(paths, pa.array(sorted(without), pa.string())).to_numpy(zero_copy_only=False)] = -1
+    stays = np.flatnonzero(newest[codes] == sources)
 
-    firsts = np.cumsum([0, *(len(n) for n in names[:-1])])
-    rank = np.concatenate([ranks[first + code] for first, code in zip(firsts, codes, strict=True)])  # of each row
-    stays = np.flatnonzero(newest[rank] == np.repeat(sources, [group.num_rows for group in groups]))
-    table = pa.concat_tables(times).take(stays).add_column(0, "path", pa.array(rank[stays]))
-    order = pc.sort_indices(table, [(name, "ascending") for name in KEYS])
+    rank = np.argsort(pc.sort_indices(paths).to_numpy())  # of each path
+    sortable = table.set_column(0, "path", pa.array(rank[codes])).take(stays)
+    order = pc.sort_indices(sortable, [(name, "ascending") for name in KEYS])
     return np.asarray(stays[order.to_numpy()])
 
 

@@ -5,11 +5,11 @@ Parquet is the table itself: parts of a run, what a run adds to. CSV and JSON li
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Annotated, Any, get_type_hints
 
 import numpy as np
 import pyarrow as pa
@@ -39,93 +39,74 @@ STATUSES = {
     "error": "something unforeseen; please report it",
 }
 
-TIMES = frozenset({"start_s", "end_s", "duration_s"})
-_LISTS = {"topk_labels": pa.string(), "topk_ids": pa.int32(), "topk_scores": pa.float32()}
-_COLUMNS: list[tuple[str, pa.DataType, str]] = [
-    ("path", pa.string(), "the file, as given"),
-    ("status", pa.string(), "ok, or why there is no label: " + "; ".join(f"{k}: {v}" for k, v in STATUSES.items())),
-    ("error_message", pa.string(), "what happened, in words; null when ok"),
-    ("clip_index", pa.int32(), "number of the window within the video, from 0; null for rows of a whole video"),
-    ("start_s", pa.float64(), "presentation time of the first frame, seconds from the start of the file"),
-    ("end_s", pa.float64(), "presentation time at which the last frame ends, seconds"),
-    ("start_frame", pa.int64(), "first frame, counted from 0 in presentation order"),
-    ("end_frame", pa.int64(), "one past the last frame"),
-    ("label", pa.string(), "name of the best class"),
-    ("label_id", pa.int32(), "its number, from 0"),
-    ("score", pa.float32(), "its softmax probability, mean over the views where there are several"),
-    *((name, pa.list_(kind), "the best classes, best first") for name, kind in _LISTS.items()),
-    ("duration_s", pa.float64(), "seconds from the first frame to the end of the last"),
-    ("fps", pa.float64(), "mean frames a second"),
-    ("num_frames", pa.int64(), "frames a player would show"),
-    ("width", pa.int32(), "pixels as stored, before rotation"),
-    ("height", pa.int32(), "pixels as stored, before rotation"),
-    ("codec", pa.string(), "FFmpeg's name of the codec"),
-    ("is_vfr", pa.bool_(), "whether the frame rate varies"),
-    ("rotation", pa.int32(), "display rotation as ffprobe prints it (-90: shown turned 90 degrees clockwise)"),
-    ("clock_jumped", pa.bool_(), "whether the file's clock jumps back: times go on as a player's do, nothing is lost"),
-    ("decoder", pa.string(), "what decoded it"),
-    ("size_bytes", pa.int64(), "size of the file"),
-    ("mtime_ns", pa.int64(), "modification time, nanoseconds since 1970"),
-]
-
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row. Fields are the columns of the table; embedding is (C,) float16 or None."""
+    """One row. Fields are the columns of the table, each with its type in Arrow and its description.
 
-    path: str
-    status: str = "ok"
-    error_message: str | None = None
-    clip_index: int | None = None
-    start_s: float | None = None
-    end_s: float | None = None
-    start_frame: int | None = None
-    end_frame: int | None = None
-    label: str | None = None
-    label_id: int | None = None
-    score: float | None = None
-    topk_labels: list[str] | None = None
-    topk_ids: list[int] | None = None
-    topk_scores: list[float] | None = None
-    duration_s: float | None = None
-    fps: float | None = None
-    num_frames: int | None = None
-    width: int | None = None
-    height: int | None = None
-    codec: str | None = None
-    is_vfr: bool | None = None
-    rotation: int | None = None
-    clock_jumped: bool | None = None
-    decoder: str | None = None
-    size_bytes: int | None = None
-    mtime_ns: int | None = None
-    embedding: NDArray[np.float16] | None = None
+    embedding: (C,) float16, or None.
+    """
+
+    path: Annotated[str, pa.string(), "the file, as given"]
+    status: Annotated[
+        str, pa.string(), "ok, or why there is no label: " + "; ".join(f"{k}: {v}" for k, v in STATUSES.items())
+    ] = "ok"
+    error_message: Annotated[str | None, pa.string(), "what happened, in words; null when ok"] = None
+    clip_index: Annotated[
+        int | None, pa.int32(), "number of the window within the video, from 0; null for rows of a whole video"
+    ] = None
+    start_s: Annotated[
+        float | None, pa.float64(), "presentation time of the first frame, seconds from the start of the file"
+    ] = None
+    end_s: Annotated[float | None, pa.float64(), "presentation time at which the last frame ends, seconds"] = None
+    start_frame: Annotated[int | None, pa.int64(), "first frame, counted from 0 in presentation order"] = None
+    end_frame: Annotated[int | None, pa.int64(), "one past the last frame"] = None
+    label: Annotated[str | None, pa.string(), "name of the best class"] = None
+    label_id: Annotated[int | None, pa.int32(), "its number, from 0"] = None
+    score: Annotated[
+        float | None, pa.float32(), "its softmax probability, mean over the views where there are several"
+    ] = None
+    topk_labels: Annotated[list[str] | None, pa.list_(pa.string()), "the best classes, best first"] = None
+    topk_ids: Annotated[list[int] | None, pa.list_(pa.int32()), "the best classes, best first"] = None
+    topk_scores: Annotated[list[float] | None, pa.list_(pa.float32()), "the best classes, best first"] = None
+    duration_s: Annotated[float | None, pa.float64(), "seconds from the first frame to the end of the last"] = None
+    fps: Annotated[float | None, pa.float64(), "mean frames a second"] = None
+    num_frames: Annotated[int | None, pa.int64(), "frames a player would show"] = None
+    width: Annotated[int | None, pa.int32(), "pixels as stored, before rotation"] = None
+    height: Annotated[int | None, pa.int32(), "pixels as stored, before rotation"] = None
+    codec: Annotated[str | None, pa.string(), "FFmpeg's name of the codec"] = None
+    is_vfr: Annotated[bool | None, pa.bool_(), "whether the frame rate varies"] = None
+    rotation: Annotated[
+        int | None, pa.int32(), "display rotation as ffprobe prints it (-90: shown turned 90 degrees clockwise)"
+    ] = None
+    clock_jumped: Annotated[
+        bool | None, pa.bool_(), "whether the file's clock jumps back: times go on as a player's do, nothing is lost"
+    ] = None
+    decoder: Annotated[str | None, pa.string(), "what decoded it"] = None
+    size_bytes: Annotated[int | None, pa.int64(), "size of the file"] = None
+    mtime_ns: Annotated[int | None, pa.int64(), "modification time, nanoseconds since 1970"] = None
+    embedding: Annotated[NDArray[np.float16] | None, pa.float16(), "pooled features before the classifier"] = None
 
 
 def schema(embedding_dim: int | None) -> pa.Schema:
     """Return the table's columns, each with its description as field metadata ``description``."""
-    columns = [
-        pa.field(n, t, nullable=n not in ("path", "status"), metadata={"description": d}) for n, t, d in _COLUMNS
-    ]
-    if embedding_dim is not None:
-        kind = pa.list_(pa.float16(), embedding_dim)
-        columns.append(pa.field("embedding", kind, metadata={"description": "pooled features before the classifier"}))
+    columns = []
+    for name, hint in get_type_hints(Row, include_extras=True).items():
+        kind, description = hint.__metadata__
+        if name == "embedding":
+            if embedding_dim is None:
+                continue
+            kind = pa.list_(kind, embedding_dim)
+        nullable = name not in ("path", "status")
+        columns.append(pa.field(name, kind, nullable=nullable, metadata={"description": description}))
     return pa.schema(columns)
 
 
 def to_table(rows: Sequence[Row], embedding_dim: int | None) -> pa.Table:
     """Return ``rows`` as an Arrow table. embedding_dim: C, or None for a table without embeddings."""
     target = schema(embedding_dim)
-    names = [f.name for f in fields(Row) if f.name != "embedding"]
-    columns = [pa.array([_clean(n, getattr(r, n)) for r in rows], target.field(n).type) for n in names]
-    if embedding_dim is not None:
-        columns.append(pa.array([r.embedding for r in rows], target.field("embedding").type))
+    columns = [pa.array([_clean(f.name, getattr(row, f.name)) for row in rows], f.type) for f in target]
     return pa.Table.from_arrays(columns, schema=target)
-
-
-def write_table(table: pa.Table, path: Path, metadata: dict[str, Any] | None = None) -> None:
-    """Write ``table`` as ``write_batches`` does."""
-    write_batches([table], table.schema, path, metadata)
 
 
 def write_batches(
@@ -141,17 +122,11 @@ def write_batches(
     Parquet carries ``metadata`` under the key ``sqt_fast``. group_bytes: how much is held at a time, and the size of
     Parquet's row groups. Raises OutputError when it cannot be written.
     """
-    form = FORMATS[path.suffix.lower()]
+    if metadata is not None:
+        target = target.with_metadata({METADATA_KEY: json.dumps(metadata, indent=1).encode()})
+    write = WRITERS[path.suffix.lower()]
     with writing(path):
-        replace_file(path, lambda file: form.write(batches, target, file, metadata, group_bytes))
-
-
-def read_table(path: Path) -> tuple[pa.Table, dict[str, Any] | None]:
-    """Read a whole table of ours. Returns it and its metadata, None where it carries none.
-
-    Raises OutputError, as all that read do, when the file cannot be read as such a table.
-    """
-    return pa.concat_tables([read_schema(path).empty_table(), *read_batches(path)]), read_metadata(path)
+        replace_file(path, lambda file: write(regroup(batches, group_bytes), target, file))
 
 
 def read_batches(path: Path, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
@@ -183,7 +158,8 @@ def read_schema(path: Path) -> pa.Schema:
 
 def _clean(name: str, value: Any) -> Any:
     """Return a time in whole microseconds, never before the start: what is beyond that is rounding, and no time."""
-    return max(0.0, round(value, 6)) + 0.0 if value is not None and name in TIMES else value
+    is_time = name in ("start_s", "end_s", "duration_s")
+    return max(0.0, round(value, 6)) + 0.0 if is_time and value is not None else value
 
 
 @contextmanager
@@ -212,7 +188,7 @@ def writing(path: Path) -> Iterator[None]:
         raise OutputError(f"output {path}: cannot be written ({system_reason(error)})") from error
 
 
-def _regroup(batches: Iterable[pa.Table], size_bytes: int) -> Iterator[pa.Table]:
+def regroup(batches: Iterable[pa.Table], size_bytes: int) -> Iterator[pa.Table]:
     """Yield the rows of ``batches`` in tables of about ``size_bytes``."""
     held: list[pa.Table] = []
     held_bytes = 0
@@ -226,34 +202,15 @@ def _regroup(batches: Iterable[pa.Table], size_bytes: int) -> Iterator[pa.Table]
         yield pa.concat_tables(held)
 
 
-def write_parquet(
-    batches: Iterable[pa.Table],
-    target: pa.Schema,
-    file: IO[bytes],
-    metadata: dict[str, Any] | None = None,
-    group_bytes: int = GROUP_BYTES,
-) -> None:
-    """Write tables of schema ``target`` to an open file, in row groups of about ``group_bytes``."""
+def write_parquet(groups: Iterable[pa.Table], target: pa.Schema, file: IO[bytes]) -> None:
+    """Write tables of schema ``target`` to an open file, a row group each."""
     # A dictionary of embeddings saves nothing, and they would be read 6 times as slowly.
     repeating = [f"{f.name}.list.element" if pa.types.is_list(f.type) else f.name for f in target]
-    if metadata is not None:
-        target = target.with_metadata({METADATA_KEY: json.dumps(metadata, indent=1).encode()})
     with pq.ParquetWriter(file, target, compression="zstd", use_dictionary=repeating) as writer:
-        for group in _regroup(batches, group_bytes):
+        for group in groups:
             writer.write_table(group)
 
 
-@dataclass(frozen=True)
-class Format:
-    """A format of the table. write: see ``write_parquet``; can_grow: whether a later run can add to such a table."""
-
-    write: Callable[[Iterable[pa.Table], pa.Schema, IO[bytes], dict[str, Any] | None, int], None]
-    can_grow: bool = False
-
-
 # By suffix. config.OUTPUT_SUFFIXES names them without Arrow; a test holds the two together.
-FORMATS = {
-    ".parquet": Format(write_parquet, can_grow=True),
-    ".csv": Format(write_csv),
-    ".jsonl": Format(write_jsonl),
-}
+WRITERS = {".parquet": write_parquet, ".csv": write_csv, ".jsonl": write_jsonl}
+CAN_GROW = frozenset({".parquet"})  # to such a table a later run can add
