@@ -17,7 +17,7 @@ Source: CTL (conv2) of the release, with the batch norm behind it folded into bo
 """
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -187,37 +187,19 @@ def merge(
         check("residual", residual, out.shape, y.dtype, y)
 
     def launch(config: Config) -> Launch:
-        args = {
-            "y": y,
-            "h": hidden,
-            "p": importance,
-            "ws": weights.short,
-            "wg": weights.gate,
-            "wt": weights.temporal,
-            "bs": weights.short_bias,
-            "bg": weights.gate_bias,
-            "bt": weights.temporal_bias,
-            "residual": out if residual is None else residual,
-            "w3": weights.temporal if closing is None else closing.weight,
-            "b3": weights.temporal_bias if closing is None else closing.bias,
-            "x2": y if second is None else second[0],
-            "w2": weights.temporal if second is None else second[1],
-            "out": out,
-            "M": batch * height * width,
-            "H": height,
-            "W": width,
-            "C": channels,
-            "N": columns,
-            "N3": columns3,
-            "K2": depth2,
-            "RESIDUAL": residual is not None,
-            "BLOCK_M": config.block_m,
-            "BLOCK_N": config.block_n,
-            "BLOCK_K": config.block_k,
-            "BLOCK_3": min(64, power_of_two_over(columns3)) if columns3 else 16,
-            "COPY": config.copy_bytes // y.element_size(),
-            "PRECISION": precision(y.dtype),
-        }
+        none = weights.temporal, weights.temporal_bias  # in the place of what there is not, and never read
+        w3, b3, _ = closing or (*none, None)
+        x2, w2 = second or (y, none[0])
+        args: dict[str, Any] = (
+            {"y": y, "h": hidden, "p": importance, "residual": out if residual is None else residual, "out": out}
+            | {"ws": weights.short, "wg": weights.gate, "wt": weights.temporal}
+            | {"bs": weights.short_bias, "bg": weights.gate_bias, "bt": weights.temporal_bias}
+            | {"w3": w3, "b3": b3, "x2": x2, "w2": w2}
+            | {"M": batch * height * width, "H": height, "W": width, "C": channels, "N": columns, "N3": columns3}
+            | {"K2": depth2, "RESIDUAL": residual is not None, "PRECISION": precision(y.dtype)}
+            | {"BLOCK_M": config.block_m, "BLOCK_N": config.block_n, "BLOCK_K": config.block_k}
+            | {"BLOCK_3": min(64, power_of_two_over(columns3 or 16)), "COPY": config.copy_bytes // y.element_size()}
+        )
         grid = (triton.cdiv(args["M"], config.block_m) * triton.cdiv(columns, config.block_n),)
         return Launch(_merge_kernel, grid, args, config.num_warps, config.num_stages)
 

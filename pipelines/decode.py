@@ -62,11 +62,12 @@ class SegmentPipeline:
         }
         if self._stream is None:
             return self._shown(samples, self._pipeline.run(**inputs))
-        try:
-            with torch.cuda.stream(self._stream):
-                return self._shown(samples, self._pipeline.run(self._stream, **inputs))
-        finally:
-            self._stream.synchronize()  # DALI takes its memory back when its tensors are gone; all is read by then
+        with torch.cuda.stream(self._stream):
+            outputs = self._pipeline.run(self._stream, **inputs)
+            try:
+                return self._shown(samples, outputs)
+            finally:
+                self._stream.synchronize()  # DALI takes its memory back when its outputs are gone: all is read by then
 
     def _shown(self, samples: Sequence[SegmentSample], outputs: tuple[object]) -> list[Tensor]:
         (batch,) = outputs
