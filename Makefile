@@ -67,11 +67,11 @@ bench: $(READY_DEV)
 	$(BIN)/python -m bench.bench_decode --results $(RESULTS)
 	$(BIN)/python -m bench.bench_index --results $(RESULTS)
 
-KERNEL_TESTS := $(patsubst %,tests/test_%.py,numerics products pointwise conv ctl ctl_merge downsample pool squeeze \
+KERNEL_TESTS := $(patsubst %,tests/test_%.py,numerics products pointwise conv ctl ctl_merge downsample pool bilinear squeeze \
 	squeeze_cuda fused launch tuned)
 
 test-kernels: $(READY_DEV)
-	$(BIN)/python -m pytest -n auto $(KERNEL_TESTS) tests/test_compile.py tests/test_fold.py tests/test_graphed.py tests/test_inference.py $(ARGS)
+	$(BIN)/python -m pytest -n auto $(KERNEL_TESTS) tests/test_compile.py tests/test_fold.py tests/test_graphed.py $(ARGS)
 
 # The most important first, each with a limit: 8 minutes in all. What fails does not stop the rest, but the exit code says so.
 HAS = $(shell $(GPU_PYTHON) -c 'import $(1)' 2>/dev/null && echo yes)
