@@ -4,7 +4,8 @@ The decoder turns the wanted frames into RGB (BT.601 whatever the stream says). 
 ``kernels/bilinear.py`` makes what the host's route would: right colours, what is displayed, upright, resized.
 """
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 
 import numpy as np
@@ -17,8 +18,12 @@ from torch.utils.dlpack import from_dlpack
 
 from sqt_fast.clips.colour import from_bt601
 from sqt_fast.clips.resize import resized_size
+from sqt_fast.errors import first_line
 from sqt_fast.kernels.bilinear import bilinear, bilinear_reference
 from sqt_fast.pipelines.sample import SegmentSample
+
+log = logging.getLogger(__name__)
+Resize = Callable[..., Tensor]
 
 
 # A depth of 1 is what run(name=data) needs; then DALI also holds one batch only.
@@ -28,6 +33,16 @@ def _decode_graph(device: str) -> DataNode:
     indices = fn.external_source(name="indices", dtype=types.INT32, ndim=1, batch=True)
     # affine: threads pinned to cores would compete with those of other pipelines and of Python.
     return fn.decoders.video(data, device=device, frames=indices, pad_mode="none", affine=False)
+
+
+def resize_on(device: torch.device) -> Resize:
+    """Return our kernel where it runs, tried once; else PyTorch's operations: as exact, and slower."""
+    try:
+        bilinear(torch.zeros((1, 2, 2, 3), dtype=torch.uint8, device=device), (1, 1))
+    except Exception as error:  # noqa: BLE001 - Triton raises of all kinds, most often for want of a C compiler
+        log.warning("frames are resized by PyTorch, as Triton does not run here: %s", first_line(error))
+        return bilinear_reference
+    return bilinear
 
 
 class SegmentPipeline:
@@ -46,7 +61,7 @@ class SegmentPipeline:
             device_id=device_id,
         )
         self._pipeline.build()
-        self._resize = bilinear_reference if device_id is None else bilinear
+        self._resize = bilinear_reference if device_id is None else resize_on(torch.device("cuda", device_id))
         self._stream = None if device_id is None else torch.cuda.Stream(device_id)  # type: ignore[no-untyped-call]
 
     def run(self, samples: Sequence[SegmentSample]) -> list[Tensor]:

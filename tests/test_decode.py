@@ -16,8 +16,9 @@ from torch import Tensor
 from sqt_fast.clips.colour import from_bt601
 from sqt_fast.clips.resize import resize, upright
 from sqt_fast.engine.selftest import host_frames
-from sqt_fast.kernels.bilinear import bilinear_reference
-from sqt_fast.pipelines.decode import SegmentPipeline
+from sqt_fast.kernels.bilinear import bilinear, bilinear_reference
+from sqt_fast.pipelines import decode as module
+from sqt_fast.pipelines.decode import SegmentPipeline, resize_on
 from sqt_fast.pipelines.sample import SegmentSample
 from sqt_fast.samples.scenes import draw, random_scene
 from sqt_fast.video.probe import Orientation
@@ -173,3 +174,17 @@ def test_memory_can_be_released(pipeline: SegmentPipeline) -> None:
 def test_indices_that_dali_would_misread_are_a_bug(indices: list[int]) -> None:
     with pytest.raises(AssertionError):
         sample((128, 96), indices)
+
+
+def test_without_a_compiler_frames_are_resized_by_pytorch(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, kernel_device: str
+) -> None:
+    """NVDEC is not given up for that."""
+    assert resize_on(torch.device(kernel_device)) is bilinear
+
+    def fail(*args: object) -> None:
+        raise RuntimeError("Failed to find C compiler.\nPlease specify via CC environment variable.")
+
+    monkeypatch.setattr(module, "bilinear", fail)
+    assert resize_on(torch.device(kernel_device)) is bilinear_reference
+    assert "Triton does not run here: Failed to find C compiler." in caplog.text

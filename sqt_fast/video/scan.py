@@ -26,7 +26,7 @@ from sqt_fast.video.sampling import Float64
 UNTIMED_FORMATS = frozenset({"avi", "h264", "hevc", "m4v", "mpegvideo", "mjpeg", "obu", "vc1", "cavsvideo", "dirac"})
 FALLBACK_FPS = 25.0
 TS_PACKET_SIZES = (188, 192, 204)
-FLV_HEADER = b"FLV\x01"
+FLV_HEADER = re.compile(rb"FLV\x01[\x00\x01\x04\x05]\x00\x00\x00\x09")  # of version 1, with sound, video, or both
 JOIN_BYTES = 1 << 20  # behind the last picture, where sound may follow before the second file
 PROGRESSIVE = (0, 1)  # AVFieldOrder: unknown, progressive
 
@@ -137,7 +137,7 @@ class _Scan:
         """Whether a second file begins behind the last packet: its header is skipped as a tag of 5 MB."""
         with open(self.container.name, "rb") as file:  # noqa: PTH123 - surrogates in the name
             file.seek(self.end)
-            return FLV_HEADER in file.read(JOIN_BYTES)
+            return FLV_HEADER.search(file.read(JOIN_BYTES)) is not None
 
     def probe(self, path: str) -> Probe:
         """Return what has been learnt. Raises VideoError."""
