@@ -10,7 +10,8 @@ reference in float32: ours may be at most twice as wrong as PyTorch in the same 
 code is 1. fp32 is as PyTorch comes: its convolutions are TF32, and less exact than ours.
 
 Times are of CUDA graphs, in which calls work on as many copies of their inputs in turn as fill the L2 cache twice;
-before each it is flushed. Providers take turns. What cannot be captured (``graph: false``) is timed with Python's part.
+before each it is flushed (``triton.testing.do_bench``, the clock of ``sqt-fast tune`` too). Providers take turns. What
+cannot be captured (``graph: false``) is timed with Python's part.
 """
 
 import argparse
@@ -25,22 +26,25 @@ from typing import Any
 import torch
 
 from bench import reason
-from bench.floors import Case, cases, floor_s, limit, print_floors
+from bench.floors import Case, cases, print_floors
 from bench.kernel_checks import FLOORS, allowed_error, error_of, truth_of
-from bench.kernel_providers import OURS, PROVIDERS, UNCAPTURED, Calls, compile_ahead, compiled, compiled_kernel
+from bench.kernel_providers import OURS, PROVIDERS, UNCAPTURED, Calls, compiled, compiled_kernel
 from bench.measure import (
     H200,
     Ceilings,
-    GpuTimer,
+    captured,
     environment,
+    gpu_seconds,
     gpu_slug,
     gpu_state,
     measure_ceilings,
+    peak_bytes,
     print_table,
     spread,
     write,
 )
-from sqt_fast.kernels.launch import Problem
+from sqt_fast.kernels.launch import Problem, best_config
+from sqt_fast.tuning.tune import compile_ahead
 
 OPS = ("squeeze", "conv", "pool", "downsample", "pointwise", "merge")
 SHORTEST_S = 100e-6  # a shorter graph would measure its launch
@@ -87,7 +91,6 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--max-autotune", action="store_true", help="torch.compile's mode; takes minutes")
     parser.add_argument("--budget", type=float, default=math.inf, help="seconds; then torch.compile is left out")
-    parser.add_argument("--repeats", type=int, default=30)
     parser.add_argument("--results", type=Path, default=Path("bench/results"))
     parser.add_argument("--floors", action="store_true", help="print bytes, FLOPs and floors, and end")
     return parser.parse_args(argv)
@@ -104,17 +107,18 @@ def _measure_all(args: argparse.Namespace) -> list[dict[str, Any]]:
     records: list[dict[str, Any]] = []
     for dtype in args.dtype:
         try:
-            compile_ahead(case.problem for case in cases(dtype, args.batch_size, "meta"))
+            problems = [case.problem for case in cases(dtype, args.batch_size, "meta")]
+            compile_ahead(problem.launch(best_config(problem)) for problem in problems)
         except Exception as error:  # noqa: BLE001  it saves time, no more
             print(f"not compiled ahead: {reason(error)}", file=sys.stderr)
         found = [case for case in cases(dtype, args.batch_size, "cuda") if case.problem.op in args.only]
         print_floors(found, ceilings, dtype, args.batch_size)
-        timer = GpuTimer(repeats=args.repeats)
+        cache_bytes = torch.cuda.get_device_properties(torch.cuda.current_device()).L2_cache_size
         for i, case in enumerate(found):
             print(f"{dtype} {i + 1}/{len(found)} {case.problem.name}", file=sys.stderr, flush=True)
             late = time.monotonic() - started > args.budget
             names = [name for name in PROVIDERS if name in args.providers and not (late and name == "compile")]
-            new = list(measure(case, dtype, ceilings, timer, names, mode=mode))
+            new = list(measure(case, dtype, ceilings, cache_bytes, names, mode=mode))
             shared = {"batch_size": args.batch_size, "ceilings": vars(ceilings), "clocks": gpu_state()}
             records += ({**record, **shared, **circumstances} for record in new)
             _keep(records, args)
@@ -128,11 +132,11 @@ def _keep(records: Sequence[dict[str, Any]], args: argparse.Namespace) -> Path:
 
 
 def measure(
-    case: Case, dtype: str, ceilings: Ceilings, timer: GpuTimer, names: Iterable[str], *, mode: str | None = None
+    case: Case, dtype: str, ceilings: Ceilings, cache_bytes: int, names: Iterable[str], *, mode: str | None = None
 ) -> Iterator[dict[str, Any]]:
     """Check and time the providers ``names`` at one problem. Yields a record each."""
     problem = case.problem
-    copies = num_copies(problem, timer.cache_bytes, floor_s(problem, ceilings, dtype))
+    copies = num_copies(case.moved_bytes, cache_bytes, case.floor_s(ceilings, dtype))
     truth = truth_of(problem)
     allowed = allowed_error(problem, truth, dtype)
     found: dict[str, dict[str, Any]] = {}
@@ -151,28 +155,26 @@ def measure(
             if name in OURS and not wrong <= allowed:  # NaN is wrong too
                 record["status"] = f"wrong: error {wrong:.2g}, at most {allowed:.2g} allowed"
             else:
-                runs[name] = _get_ready(problem, name, calls, timer, record)
+                runs[name] = _get_ready(problem, name, calls, record)
         except Exception as error:  # noqa: BLE001  what a provider lacks or refuses is a result
             lacking = type(error).__name__ in ("ModuleNotFoundError", "BackendError")
             record["status"] = f"{'skipped' if lacking else 'failed'}: {reason(error)}"
-    seconds = timer.seconds(runs)
+    seconds = gpu_seconds(runs)
     for name, record in found.items():
-        yield record | (_numbers(problem, seconds[name], copies, ceilings, dtype) if name in seconds else {})
+        yield record | (_numbers(case, seconds[name], copies, ceilings, dtype) if name in seconds else {})
 
 
-def _get_ready(
-    problem: Problem, name: str, calls: Calls, timer: GpuTimer, record: dict[str, Any]
-) -> Callable[[], object]:
+def _get_ready(problem: Problem, name: str, calls: Calls, record: dict[str, Any]) -> Callable[[], object]:
     """Return all ``calls`` as one, and note what is known of them before they are timed."""
     record |= compiled_kernel(problem) if name == "triton" else {}
-    record["peak_bytes"] = timer.peak_bytes(calls[0])
+    record["peak_bytes"] = peak_bytes(calls[0])
     record["graph"] = (problem.op, name) not in UNCAPTURED
-    return timer.captured(calls) if record["graph"] else partial(_each, calls)
+    return captured(calls) if record["graph"] else partial(_each, calls)
 
 
-def num_copies(problem: Problem, cache_bytes: int, floor_s: float) -> int:
+def num_copies(moved_bytes: int, cache_bytes: int, floor_s: float) -> int:
     """Return on how many copies of its inputs in turn a problem is timed, so that none is in the cache when read."""
-    needed = max(math.ceil(2 * cache_bytes / problem.moved_bytes), math.ceil(SHORTEST_S / floor_s))
+    needed = max(math.ceil(2 * cache_bytes / moved_bytes), math.ceil(SHORTEST_S / floor_s))
     return min(needed, MOST_COPIES)
 
 
@@ -184,13 +186,13 @@ def _each(calls: Calls) -> None:
 def _about(case: Case, dtype: str) -> dict[str, Any]:
     p = case.problem
     names = {"op": p.op, "key": p.key, "rows": p.rows, "times": case.times, "dtype": dtype}
-    return {**names, "moved_bytes": p.moved_bytes, "flops": p.flops}
+    return {**names, "moved_bytes": case.moved_bytes, "flops": case.flops}
 
 
-def _numbers(problem: Problem, seconds: Sequence[float], copies: int, ceilings: Ceilings, dtype: str) -> dict[str, Any]:
+def _numbers(case: Case, seconds: Sequence[float], copies: int, ceilings: Ceilings, dtype: str) -> dict[str, Any]:
     us = spread(seconds, 1e6 / copies)
-    bytes_per_s, flops_per_s = problem.moved_bytes / us["median"] * 1e6, problem.flops / us["median"] * 1e6
-    floor_us = 1e6 * floor_s(problem, ceilings, dtype)
+    bytes_per_s, flops_per_s = case.moved_bytes / us["median"] * 1e6, case.flops / us["median"] * 1e6
+    floor_us = 1e6 * case.floor_s(ceilings, dtype)
     return {
         "us": us,
         "gb_per_s": round(bytes_per_s / 1e9, 1),
@@ -199,7 +201,7 @@ def _numbers(problem: Problem, seconds: Sequence[float], copies: int, ceilings: 
         "percent_of_matmul": round(100 * flops_per_s / ceilings.matmul[dtype], 1),
         "percent_of_floor": round(100 * floor_us / us["median"], 1),
         "floor_us": round(floor_us, 3),
-        "limit": limit(problem, ceilings, dtype),
+        "limit": case.limit(ceilings, dtype),
     }
 
 

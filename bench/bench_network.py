@@ -5,11 +5,12 @@
 The baseline, ``official``, is the network as the release runs it. FLOPs are counted as 2 a multiply-add, 10.96 G a
 clip of 224x224 (depth 50).
 
-On a CPU, clips and results are where a backend takes and leaves them. On a GPU, both stay there, and a time ends when
-the GPU has finished; ``kernels alone`` is triton without the copies in front of and behind its CUDA graph, ``from the
-host`` is triton with clips and results in the host's memory. cuDNN may choose its fastest algorithms. The floor is the
-larger of two times: of 49 MB a clip in 16 bits, and the weights once, at the rate of a copy; of the FLOPs at that of a
-matrix product. Both rates are measured on this GPU first.
+On a CPU, clips and results are where a backend takes and leaves them. On a GPU, both stay there, and times are the
+GPU's own, its L2 cache cold (``triton.testing.do_bench``, the clock of ``sqt-fast tune`` too). ``kernels alone`` is
+triton without the copies in front of and behind its CUDA graph, ``from the host`` is triton with clips and results in
+the host's memory. cuDNN may choose its fastest algorithms. The floor is the larger of two times: of 49 MB a clip in 16
+bits, and the weights once, at the rate of a copy; of the FLOPs at that of a matrix product. Both rates are measured on
+this GPU first.
 """
 
 import argparse
@@ -27,12 +28,14 @@ from torch import Tensor
 from bench import reason
 from bench.measure import (
     Ceilings,
-    GpuTimer,
+    captured,
     environment,
+    gpu_seconds,
     gpu_slug,
     gpu_state,
     interleaved,
     measure_ceilings,
+    peak_bytes,
     print_table,
     spread,
     write,
@@ -105,8 +108,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         torch.compiler.reset()  # or the shapes before count towards torch.compile's limit of recompilations
         with torch.no_grad():
             calls, starts = _calls(model, args, batch_size)
-            peaks = _peaks(calls) if args.cuda else {}
-            seconds = interleaved(calls, repeats=args.repeats, warmup=2)
+            peaks = {name: peak_bytes(call) for name, call in calls.items()} if args.cuda else {}
+            if args.cuda:
+                seconds = gpu_seconds(calls, round_s=0.1)
+            else:
+                seconds = interleaved(calls, repeats=args.repeats, warmup=2)
         clocks = {"clocks": gpu_state()} if args.cuda else {}
         for record in _records(seconds, starts, batch_size, ceilings, sum(p.numel() for p in model.parameters())):
             peak = {"peak_bytes": peaks[record["provider"]]} if args.cuda else {}
@@ -125,7 +131,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--batch-size", type=int, nargs="+", help="1 8 16; on a GPU 256 64 8 1")
-    parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--repeats", type=int, default=10, help="on a CPU")
     parser.add_argument("--precision", nargs="+", choices=PRECISIONS, help="fp32 bf16; on a GPU all")
     parser.add_argument("--only", nargs="+", choices=BACKENDS, default=list(BACKENDS), help="and official")
     parser.add_argument("--max-autotune", action="store_true", help="torch.compile in this mode too; takes minutes")
@@ -195,14 +201,14 @@ def _clips(batch_size: int, device: str, dtype: torch.dtype) -> Tensor:
 def _official(model: SqueezeTime, args: argparse.Namespace, batch_size: int) -> Call:
     backend = OfficialBackend(model, args.device)
     clips = _clips(batch_size, args.device, torch.float32).contiguous()
-    return _until_done(backend.net, clips) if args.cuda else partial(backend.run, clips)
+    return partial(backend.net if args.cuda else backend.run, clips)
 
 
 def _backend(model: SqueezeTime, args: argparse.Namespace, batch_size: int, name: str, precision: str) -> Call:
     clips = _clips(batch_size, args.device, DTYPES[precision])
     if not args.cuda:
         return partial(_load(model, args, batch_size, name, precision).run, clips)
-    return _until_done(load_network(name, model, device=args.device, precision=precision), clips)
+    return partial(load_network(name, model, device=args.device, precision=precision), clips)
 
 
 def _load(model: SqueezeTime, args: argparse.Namespace, batch_size: int, name: str, precision: str) -> Backend:
@@ -212,7 +218,7 @@ def _load(model: SqueezeTime, args: argparse.Namespace, batch_size: int, name: s
 def _kernels_alone(model: SqueezeTime, args: argparse.Namespace, batch_size: int, precision: str) -> Call:
     net = FusedNetwork(model, device=args.device, dtype=DTYPES[precision])
     clips = _clips(batch_size, args.device, net.dtype)
-    return _until_done(GpuTimer(repeats=1).captured([partial(net, clips)]))
+    return captured([partial(net, clips)])
 
 
 def _from_host(model: SqueezeTime, args: argparse.Namespace, batch_size: int, precision: str) -> Call:
@@ -223,23 +229,7 @@ def _from_host(model: SqueezeTime, args: argparse.Namespace, batch_size: int, pr
 def _max_autotune(model: SqueezeTime, args: argparse.Namespace, batch_size: int, precision: str) -> Call:
     dtype = DTYPES[precision]
     net = torch.compile(eager_network(model, device=args.device, dtype=dtype), dynamic=False, mode="max-autotune")
-    return _until_done(net, _clips(batch_size, args.device, dtype))
-
-
-def _until_done(function: Callable[..., object], *args: Tensor) -> Call:
-    """Return a call of ``function`` that lasts until the GPU has finished."""
-
-    def call() -> None:
-        function(*args)
-        torch.cuda.synchronize()
-
-    return call
-
-
-def _peaks(calls: Mapping[str, Call]) -> dict[str, int]:
-    """Return the bytes that each call takes beside what is there."""
-    timer = GpuTimer(repeats=1)
-    return {name: timer.peak_bytes(call) for name, call in calls.items()}
+    return partial(net, _clips(batch_size, args.device, dtype))
 
 
 def _records(

@@ -5,9 +5,7 @@ empty list where it has no answer to such a problem. What it lacks comes out as 
 operation returns, or a tuple that begins with it.
 """
 
-import os
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -17,7 +15,6 @@ from torch import Tensor
 
 from sqt_fast.kernels.launch import Launch, Problem, best_config
 from sqt_fast.kernels.squeeze_host import MEAN, STD
-from sqt_fast.tuning import stopwatch
 
 Calls = list[Callable[[], Any]]
 
@@ -153,17 +150,10 @@ def mapped(value: Any, function: Callable[[Any], Any]) -> Any:
     return value
 
 
-def compile_ahead(problems: Iterable[Problem]) -> None:
-    """Compile our kernels on all cores; problems on ``meta`` will do. What fails is raised when it is launched."""
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
-        stopwatch.compile_ahead((problem.launch(best_config(problem)) for problem in problems), threads)
-
-
 def compiled_kernel(problem: Problem) -> dict[str, Any]:
     """Return the tiles of our kernel, and what the compiler made of it: registers a thread, spilled ones, bytes."""
     config = best_config(problem)
-    launch = problem.launch(config)
-    made = launch.kernel[launch.grid](**launch.args, num_warps=launch.num_warps, num_stages=launch.num_stages)
+    made = problem.launch(config).compiled()
     shared = getattr(getattr(made, "metadata", None), "shared", None)
     registers, spills = (getattr(made, name, None) for name in ("n_regs", "n_spills"))
     return {"tiles": list(config), "registers": registers, "spills": spills, "shared_bytes": shared}

@@ -99,68 +99,55 @@ def _copy_rate(num_bytes: int) -> float:
 
 
 def _median_s(call: Callable[[], object]) -> float:
-    for _ in range(5):
-        call()
-    timer = GpuTimer(repeats=20)
-    return statistics.median(timer.seconds({"": call})[""])
+    return statistics.median(gpu_seconds({"": call})[""])
 
 
-class GpuTimer:
-    """Times work on the current GPU, by events, with nothing left in the L2 cache, everyone in turn."""
+def gpu_seconds(
+    runs: Mapping[str, Callable[[], object]], *, rounds: int = 3, round_s: float = 0.03
+) -> dict[str, list[float]]:
+    """Time every run on the current GPU, as ``sqt-fast tune`` does: by events, with nothing left in the L2 cache.
 
-    def __init__(self, *, repeats: int) -> None:
-        self.repeats = repeats
-        self.cache_bytes: int = torch.cuda.get_device_properties(torch.cuda.current_device()).L2_cache_size
-        self._flush = torch.empty(max(4 * self.cache_bytes, 64 << 20), dtype=torch.uint8, device="cuda")
+    Everyone is timed for about ``round_s`` in turn, ``rounds`` times.
+    """
+    from triton.testing import do_bench  # CPUs are measured without Triton
 
-    def captured(self, calls: Sequence[Callable[[], object]]) -> Callable[[], object]:
-        """Return all ``calls``, one behind the other, as one CUDA graph: Python's share is not in it."""
-        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            calls[0]()  # compiles and allocates what cannot be captured
-        torch.cuda.current_stream().wait_stream(stream)
-        torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            for call in calls:
-                call()
-        return functools.partial(_replay, graph, calls)
-
-    def peak_bytes(self, call: Callable[[], object]) -> int:
-        """Return the memory that ``call`` takes beside what was there, what it returns included."""
-        call()
-        torch.cuda.synchronize()
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        call()
-        torch.cuda.synchronize()
-        return torch.cuda.max_memory_allocated() - before
-
-    def seconds(self, runs: Mapping[str, Callable[[], object]]) -> dict[str, list[float]]:
-        """Time every run ``repeats`` times."""
-        events: dict[str, list[tuple[torch.cuda.Event, torch.cuda.Event]]] = {name: [] for name in runs}
-        for run in runs.values():
-            run()
-        for _ in range(self.repeats):
-            for name, run in runs.items():
-                start, end = _event(), _event()
-                self._flush.zero_()
-                start.record()
-                run()
-                end.record()
-                events[name].append((start, end))
-        torch.cuda.synchronize()
-        return {name: [start.elapsed_time(end) / 1000 for start, end in pairs] for name, pairs in events.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(rounds):
+        for name, run in runs.items():
+            found = do_bench(run, warmup=10, rep=1000 * round_s, return_mode="all")
+            seconds[name] += [ms / 1000 for ms in found]
+    return seconds
 
 
-def _event() -> torch.cuda.Event:
-    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+def captured(calls: Sequence[Callable[[], object]]) -> Callable[[], object]:
+    """Return all ``calls``, one behind the other, as one CUDA graph: Python's share is not in it."""
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        calls[0]()  # compiles and allocates what cannot be captured
+    torch.cuda.current_stream().wait_stream(stream)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for call in calls:
+            call()
+    return functools.partial(_replay, graph, calls)
 
 
 def _replay(graph: torch.cuda.CUDAGraph, calls: Sequence[Callable[[], object]]) -> None:
     del calls  # held as long as the graph, which reads their tensors
     graph.replay()
+
+
+def peak_bytes(call: Callable[[], object]) -> int:
+    """Return the memory that ``call`` takes beside what was there, what it returns included."""
+    call()
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    call()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
 
 
 def interleaved(calls: Mapping[str, Callable[[], object]], *, repeats: int, warmup: int = 1) -> dict[str, list[float]]:

@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sqt_fast.kernels.launch import Config, Launch, Problem, run
+from sqt_fast.kernels.launch import Config, Problem, run
 
 
 @triton.jit
@@ -104,35 +104,18 @@ def bilinear(
     rows = _taps(height, size[0], flip=flip_y, stride=row_stride).to(frames.device)
     columns = _taps(width, size[1], flip=flip_x, stride=column_stride).to(frames.device)
 
-    def launch(config: Config) -> Launch:
-        tiles = triton.cdiv(size[0] * size[1], config.block_m)
-        args = {
-            "frames": frames,
-            "rows": rows,
-            "columns": columns,
-            "matrix": rows if matrix is None else matrix.to(frames.device),
-            "out": out,
-            "FRAME_STRIDE": frame_stride,
-            "OH": size[0],
-            "OW": size[1],
-            "TILES": tiles,
-            "COLOUR": matrix is not None,
-            "BLOCK_M": config.block_m,
-        }
-        return Launch(_bilinear_kernel, (num_frames * tiles,), args, config.num_warps, config.num_stages)
-
+    given = frames, rows, columns, rows if matrix is None else matrix.to(frames.device), out, frame_stride, *size
     if num_frames:
         run(
             Problem(
                 op="bilinear",
                 key="bytes" if matrix is None else "bytes colour",
-                rows=out.numel() // 3,
-                moved_bytes=5 * out.numel(),
-                flops=out.numel() * (9 if matrix is None else 33),
+                kernel=_bilinear_kernel,
+                out=out,
+                parts=(num_frames, size[0] * size[1], 1),
+                args=lambda tiles: (*given, tiles, matrix is not None),
                 heuristic=Config(256, 1, 1, 4, 1),
                 candidates=lambda: [Config(32 * warps * n, 1, 1, warps, 1) for n in (1, 2, 4) for warps in (2, 4, 8)],
-                launch=launch,
-                device=frames.device,
                 reference=partial(bilinear_reference, frames, size, flip_y=flip_y, flip_x=flip_x, matrix=matrix),
             )
         )

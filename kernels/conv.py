@@ -20,18 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sqt_fast.kernels.launch import (
-    Config,
-    Launch,
-    Problem,
-    all_fitting,
-    check,
-    dtype_name,
-    fitting,
-    power_of_two_over,
-    product_bytes,
-    run,
-)
+from sqt_fast.kernels.launch import Config, Problem, check, dtype_name, fitting, power_of_two_over, run
 from sqt_fast.kernels.numerics import dot, narrow, precision, scale
 
 
@@ -56,11 +45,11 @@ def _conv_kernel(
     PAD: tl.constexpr,
     IMPORTANCE: tl.constexpr,
     POSITION: tl.constexpr,
+    PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     COPY: tl.constexpr,
-    PRECISION: tl.constexpr,
 ):
     """One tile of one sample."""
     steps: tl.constexpr = (KW * C + BLOCK_K - 1) // BLOCK_K
@@ -119,94 +108,63 @@ def conv(
     taps_h, taps_w, _, columns = weight.shape
     pad = taps_h // 2 if padding is None else padding
     out_h, out_w = (height + 2 * pad - taps_h) // stride + 1, (width + 2 * pad - taps_w) // stride + 1
-    check("x", x, x.shape, x.dtype, x)
-    check("weight", weight, (taps_h, taps_w, channels, columns), x.dtype, x)
-    check("bias", bias, (columns,), torch.float32, x)
-    if importance is not None:
-        check("importance", importance, (batch, channels), x.dtype, x)
-    if position is not None:
-        check("position", position, (out_h, out_w, columns), x.dtype, x)
-    if channels % 16:
-        raise ValueError(f"{channels} channels: give a multiple of 16")
-    out = x.new_empty((batch, out_h, out_w, columns))
-
-    def launch(config: Config) -> Launch:
-        tiles = triton.cdiv(out_h * out_w, config.block_m)
-        args = {
-            "x": x,
-            "p": x if importance is None else importance,
-            "w": weight,
-            "bias": bias,
-            "position": out if position is None else position,
-            "out": out,
-            "H": height,
-            "W": width,
-            "OW": out_w,
-            "R": out_h * out_w,
-            "TILES": tiles,
-            "C": channels,
-            "N": columns,
-            "KH": taps_h,
-            "KW": taps_w,
-            "STRIDE": stride,
-            "PAD": pad,
-            "IMPORTANCE": importance is not None,
-            "POSITION": position is not None,
-            "BLOCK_M": config.block_m,
-            "BLOCK_N": config.block_n,
-            "BLOCK_K": config.block_k,
-            "COPY": config.copy_bytes // x.element_size(),
-            "PRECISION": precision(x.dtype),
-        }
-        grid = (batch * tiles * triton.cdiv(columns, config.block_n),)
-        return Launch(_conv_kernel, grid, args, config.num_warps, config.num_stages)
-
-    depth = taps_h * taps_w * channels
-    flags = "".join(f" {n}" for n, on in (("importance", importance), ("position", position)) if on is not None)
+    _check(x, weight, bias, importance, position, (out_h, out_w))
+    out, pixels = x.new_empty((batch, out_h, out_w, columns)), out_h * out_w
+    extras = {"importance": importance, "position": position}
+    names = [name for name, extra in extras.items() if extra is not None]
+    tensors = x, x if importance is None else importance, weight, bias, out if position is None else position, out
+    constants = channels, columns, taps_h, taps_w, stride, pad, importance is not None, position is not None
     run(
         Problem(
             op="conv",
-            key=f"{dtype_name(x.dtype)} {taps_h}x{taps_w}/{stride} c={channels} n={columns} r={out_h * out_w}{flags}",
-            rows=batch * out_h * out_w,
-            moved_bytes=(x.numel() + weight.numel() + out.numel()) * x.element_size(),
-            flops=2 * out.numel() * depth,
-            heuristic=_heuristic(x, taps_w * channels, columns, out_h * out_w),
-            candidates=partial(_candidates, x, taps_w * channels, columns, out_h * out_w),
-            launch=launch,
-            device=x.device,
-            reference=partial(
-                conv_reference,
-                x,
-                weight,
-                bias,
-                stride=stride,
-                padding=padding,
-                importance=importance,
-                position=position,
+            key=" ".join(
+                (dtype_name(x.dtype), f"{taps_h}x{taps_w}/{stride} c={channels} n={columns} r={pixels}", *names)
             ),
+            kernel=_conv_kernel,
+            out=out,
+            parts=(batch, pixels, columns),
+            args=lambda tiles: (*tensors, height, width, out_w, pixels, tiles, *constants, precision(x.dtype)),
+            heuristic=_heuristic(x, taps_w * channels, columns, pixels, scaled=importance is not None),
+            candidates=partial(_candidates, x, taps_w * channels, columns, pixels),
+            reference=partial(conv_reference, x, weight, bias, stride=stride, padding=padding, **extras),
         )
     )
     return out
 
 
-def _shared_bytes(config: Config, itemsize: int) -> int:
-    """Of the products; in float32 also the importance of a step's channels, in every stage."""
-    return product_bytes(config, itemsize) + config.num_stages * config.block_k * itemsize
+def _check(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    importance: Tensor | None,
+    position: Tensor | None,
+    size: tuple[int, int],
+) -> None:
+    channels, columns = x.shape[3], weight.shape[3]
+    check("x", x, x.shape, x.dtype, x)
+    check("weight", weight, (*weight.shape[:2], channels, columns), x.dtype, x)
+    check("bias", bias, (columns,), torch.float32, x)
+    if importance is not None:
+        check("importance", importance, (len(x), channels), x.dtype, x)
+    if position is not None:
+        check("position", position, (*size, columns), x.dtype, x)
+    if channels % 16:
+        raise ValueError(f"{channels} channels: give a multiple of 16")
 
 
-def _heuristic(x: Tensor, row_of_taps: int, columns: int, pixels: int) -> Config:
-    """Many rows, as a tile has few columns; a row of taps in as few steps as there is room for.
+def _heuristic(x: Tensor, row_of_taps: int, columns: int, pixels: int, *, scaled: bool) -> Config:
+    """Many rows, as a tile has few columns, in steps that leave room for several tiles; fewer where x is scaled.
 
-    Of 16 columns: steps of 64 and, where channels are many, 64 rows. Tuned on an H100 (bf16, batch 256, Triton 3.6):
-    3x3 of 64 channels 205 -> 148 us, 7x7 of 16 channels 323 -> 183 us.
+    Found on an H100, bf16, 256 clips: 7x7 of 16 channels in steps of 64 instead of 128 took 183 us instead of 323, the
+    scaled 3x3 of 64 channels in 64 rows instead of 128 148 us instead of 205.
     """
     itemsize = x.element_size()
+    block_m = 64 if scaled or pixels <= 64 else 128
     block_n = min(power_of_two_over(columns), 64)
-    block_m = 64 if pixels <= 64 or (itemsize == 2 and block_n == 16 and row_of_taps % 64 == 0) else 128
-    deepest = 32 if itemsize == 4 else 128 if row_of_taps % 64 and block_n > 16 else 64
+    deepest = 32 if itemsize == 4 else 128 if block_n > 16 and row_of_taps % 64 else 64
     block_k = min(power_of_two_over(row_of_taps), deepest)
     warps = 8 if itemsize == 4 and block_n > 16 else 4
-    return fitting(Config(block_m, block_n, block_k, warps, 3, 8), partial(_shared_bytes, itemsize=itemsize), x.device)
+    return fitting(Config(block_m, block_n, block_k, warps, 3, 8), x)
 
 
 def _candidates(x: Tensor, row_of_taps: int, columns: int, pixels: int) -> list[Config]:
@@ -214,19 +172,18 @@ def _candidates(x: Tensor, row_of_taps: int, columns: int, pixels: int) -> list[
 
     One stage is a way of its own: loads then wait in registers, and go through the L1 cache too.
     """
-    itemsize = x.element_size()
     block_n = min(power_of_two_over(columns), 128)
     deepest = power_of_two_over(row_of_taps)
-    configs = (
-        Config(m, block_n, min(k * 2 // itemsize, deepest), warps, stages, copy_bytes)
+    configs = {
+        fitting(Config(m, block_n, min(k * 2 // x.element_size(), deepest), warps, stages, copy_bytes), x)
         for m in (64, 128, 256)
         if m < 2 * pixels
         for k in (64, 128)
         for warps in (4, 8)
         for stages, copy_bytes in ((1, 16), (3, 8), (3, 16))
         if warps == 4 or m * block_n >= 4096
-    )
-    return all_fitting(configs, partial(_shared_bytes, itemsize=itemsize), x.device)
+    }
+    return sorted(configs)
 
 
 def conv_reference(

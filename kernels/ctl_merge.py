@@ -16,8 +16,9 @@ first come from the caches), writes out once; neither gate, nor branches, nor z 
 Source: CTL (conv2) of the release, with the batch norm behind it folded into both convolutions.
 """
 
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import triton
@@ -27,9 +28,7 @@ from torch import Tensor
 from sqt_fast.kernels.ctl import ctl_merge_reference
 from sqt_fast.kernels.launch import (
     Config,
-    Launch,
     Problem,
-    all_fitting,
     architecture,
     check,
     dtype_name,
@@ -92,12 +91,12 @@ def _merge_kernel(
     N3: tl.constexpr,
     K2: tl.constexpr,
     RESIDUAL: tl.constexpr,
+    BLOCK_3: tl.constexpr,
+    PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    BLOCK_3: tl.constexpr,
     COPY: tl.constexpr,
-    PRECISION: tl.constexpr,
 ):
     """One tile; rows are pixels of all samples, so that small maps fill tiles too."""
     n_tiles: tl.constexpr = (N + BLOCK_N - 1) // BLOCK_N
@@ -175,51 +174,32 @@ def merge(
     Returns (B, H, W, N), or (B, H, W, N3) with ``closing``, of y's dtype. Raises ValueError for other shapes.
     """
     batch, height, width, channels = y.shape
-    columns = weights.temporal.shape[1]
+    columns, pixels = weights.temporal.shape[1], batch * height * width
     _check(y, hidden, importance, weights, closing)
-    if closing is not None and not can_close(columns, y.dtype):
-        raise ValueError(f"closing behind {columns} channels of {y.dtype}: they do not fit in one tile; call pointwise")
-    columns3 = 0 if closing is None else closing.weight.shape[1]
-    second = None if closing is None else closing.second
-    depth2 = 0 if second is None else second[1].shape[0]
+    weight3, bias3, second = closing or Closing(weights.temporal, weights.temporal_bias)
+    x2, weight2 = second or (y, weights.temporal)
+    columns3 = 0 if closing is None else weight3.shape[1]
+    depth2 = 0 if second is None else weight2.shape[0]
     out = y.new_empty((batch, height, width, columns3 or columns))
     if residual is not None:
         check("residual", residual, out.shape, y.dtype, y)
-
-    def launch(config: Config) -> Launch:
-        none = weights.temporal, weights.temporal_bias  # in the place of what there is not, and never read
-        w3, b3, _ = closing or (*none, None)
-        x2, w2 = second or (y, none[0])
-        args: dict[str, Any] = (
-            {"y": y, "h": hidden, "p": importance, "residual": out if residual is None else residual, "out": out}
-            | {"ws": weights.short, "wg": weights.gate, "wt": weights.temporal}
-            | {"bs": weights.short_bias, "bg": weights.gate_bias, "bt": weights.temporal_bias}
-            | {"w3": w3, "b3": b3, "x2": x2, "w2": w2}
-            | {"M": batch * height * width, "H": height, "W": width, "C": channels, "N": columns, "N3": columns3}
-            | {"K2": depth2, "RESIDUAL": residual is not None, "PRECISION": precision(y.dtype)}
-            | {"BLOCK_M": config.block_m, "BLOCK_N": config.block_n, "BLOCK_K": config.block_k}
-            | {"BLOCK_3": min(64, power_of_two_over(columns3 or 16)), "COPY": config.copy_bytes // y.element_size()}
-        )
-        grid = (triton.cdiv(args["M"], config.block_m) * triton.cdiv(columns, config.block_n),)
-        return Launch(_merge_kernel, grid, args, config.num_warps, config.num_stages)
-
-    tail = "" if closing is None else f" n3={columns3}+{depth2}"
-    tail += "" if residual is None else " residual"
-    pixels = batch * height * width
-    moved = y.numel() + hidden.numel() + importance.numel() + out.numel() + (0 if residual is None else out.numel())
-    moved += pixels * depth2 + columns * (10 * channels + 144 + columns3) + depth2 * columns3
-    depth = columns * (10 * channels + 144) + columns3 * (columns + depth2)
+    short, short_bias, gate, gate_bias, temporal, temporal_bias = weights
+    tensors = y, hidden, importance, short, gate, temporal, short_bias, gate_bias, temporal_bias
+    tail = out if residual is None else residual, weight3, bias3, x2, weight2, out
+    block_3 = min(64, power_of_two_over(columns3)) if columns3 else 16
+    constants = channels, columns, columns3, depth2, residual is not None, block_3, precision(y.dtype)
+    flags = ([f"n3={columns3}+{depth2}"] if closing else []) + (["residual"] if residual is not None else [])
+    tiles = _Tiles(y, channels, columns, depth2, chained=closing is not None)
     run(
         Problem(
             op="merge",
-            key=f"{dtype_name(y.dtype)} c={channels} n={columns}{tail}",
-            rows=pixels,
-            moved_bytes=moved * y.element_size(),
-            flops=2 * pixels * depth,
-            heuristic=_heuristic(y, channels, columns, depth2, chained=closing is not None),
-            candidates=partial(_candidates, y, channels, columns, depth2, chained=closing is not None),
-            launch=launch,
-            device=y.device,
+            key=" ".join((dtype_name(y.dtype), f"c={channels} n={columns}", *flags)),
+            kernel=_merge_kernel,
+            out=out,
+            parts=(1, pixels, columns),
+            args=lambda _: (*tensors, *tail, pixels, height, width, *constants),
+            heuristic=tiles.heuristic(),
+            candidates=tiles.candidates,
             reference=partial(merge_reference, y, hidden, importance, weights, residual=residual, closing=closing),
         )
     )
@@ -241,6 +221,8 @@ def _check(y: Tensor, hidden: Tensor, importance: Tensor, weights: MergeWeights,
         check(name, getattr(weights, name), (columns,), torch.float32, y)
     if closing is None:
         return
+    if not can_close(columns, y.dtype):
+        raise ValueError(f"closing behind {columns} channels of {y.dtype}: they do not fit in one tile; call pointwise")
     columns3 = closing.weight.shape[1]
     check("closing weight", closing.weight, (columns, columns3), y.dtype, y)
     check("closing bias", closing.bias, (columns3,), torch.float32, y)
@@ -252,52 +234,69 @@ def _check(y: Tensor, hidden: Tensor, importance: Tensor, weights: MergeWeights,
             raise ValueError(f"x2 of {w2.shape[0]} channels: give a multiple of 16")
 
 
-def _shared_bytes(config: Config, itemsize: int, depth2: int, *, chained: bool) -> int:
-    """Return the most shared memory that the merge takes: that of its hungriest loop, as they follow each other.
+@dataclass(frozen=True)
+class _Tiles:
+    """Which tiles suit a merge of ``channels`` of y to ``columns``. depth2: of x2. chained: the closing follows."""
 
-    Read off what Triton 3.7 compiles for sm_90; tests/test_compile.py holds all candidates against it.
-    """
-    m, n, k, _, stages, _ = config
-    gated = product_bytes(config._replace(block_k=min(k, 32)), itemsize, operands=2)
-    closing = 0
-    if chained and not depth2:  # w3 and the residual of 64 columns a step
-        closing = stages * (m + n) * 64
-    elif chained:  # x2 and w2; of w3 several steps only where x2 is no loop of its own
-        closing = stages * (m + 64) * k + (stages if depth2 <= k else 1) * n * 64
-    rounding = 16384 if chained else 0  # of z on its way to the second product
-    return max(product_bytes(config, itemsize), gated, closing * itemsize + rounding)
+    y: Tensor
+    channels: int
+    columns: int
+    depth2: int
+    chained: bool
+
+    def heuristic(self) -> Config:
+        """128 rows and up to 128 columns; all of z in one tile where the closing follows.
+
+        4 warps and copies of 16 bytes for up to 64 columns, found on an H100, bf16, 256 clips: 64 channels with the
+        closing and its second operand took 550 us, and 724 with 8 warps. Where single warps multiply, 4 would spill.
+        """
+        itemsize, y = self.y.element_size(), self.y
+        block_m, block_n = (128, 128) if itemsize == 2 else (64, 64)
+        block_n = min(power_of_two_over(self.columns), block_n)
+        # With a closing and steps of 64, 8 bytes a thread are spilled on sm_100 (Triton 3.6; 3.7 in one case).
+        deepest = 32 if self.chained and 100 <= architecture(y.device) < 120 else 128 // itemsize
+        block_k = power_of_two_divisor(self.channels | self.depth2, deepest)
+        narrow = block_n <= 64
+        # Addresses of small copies take registers that wider tiles have not.
+        config = Config(block_m, block_n, block_k, 8, 3, copy_bytes=8 if narrow else 16)
+        if narrow and itemsize == 2 and _multiplies_in_groups(y.device):
+            config = config._replace(num_warps=4, copy_bytes=16)
+        return fitting(config, y, self.shared_bytes)
+
+    def candidates(self) -> list[Config]:
+        """64 to 256 rows, 64 to 256 columns, 4 or 8 warps, 3 or 4 loads in flight, through L1 or not: 40 at most."""
+        widest = power_of_two_over(self.columns)
+        block_k = power_of_two_divisor(self.channels | self.depth2, 128 // self.y.element_size())
+        tiles = [(64, 64), (128, 64), (256, 64), (64, 128), (128, 128), (256, 128), (128, 256), (64, 256)]
+        cut = {(m, min(n, widest)) for m, n in tiles if not self.chained or n >= widest}
+        configs = {
+            fitting(Config(m, n, block_k, warps, stages, copy_bytes), self.y, self.shared_bytes)
+            for m, n in cut
+            for warps in (4, 8)
+            for stages in (3, 4)
+            for copy_bytes in (8, 16)
+            if 16 <= m * n // (32 * warps) <= 128
+        }
+        return sorted(configs)
+
+    def shared_bytes(self, config: Config, itemsize: int) -> int:
+        """Return what the greediest of the loops needs, at most; test_compile.py holds it against the compiler.
+
+        In float32 the gated product has a tile of its own. The loop of the closing loads w3 and, where there are some,
+        x2 and w2; groups of warps read z, too, from shared memory, or leave a tile of what goes out there.
+        """
+        m, n, k, stages = config.block_m, config.block_n, config.block_k, config.num_stages
+        needed = product_bytes(config, itemsize) + (m * k * itemsize if itemsize == 4 else 0)
+        if not self.chained:
+            return needed
+        a_stage = n * 64 + ((m + 64) * k if self.depth2 else 0)
+        z = max(m * n, 128 * 64) if _multiplies_in_groups(self.y.device) else 0
+        return max(needed, (stages * a_stage + z) * itemsize)
 
 
-def _heuristic(y: Tensor, channels: int, columns: int, depth2: int, *, chained: bool) -> Config:
-    """128 x 128 with 8 warps; all of z in one tile where the closing follows."""
-    itemsize, arch = y.element_size(), architecture(y.device)
-    block_n = min(power_of_two_over(columns), 128 if itemsize == 2 else 64)
-    # With a closing and steps of 64, 8 bytes a thread are spilled on sm_100 (Triton 3.6; 3.7 in one case).
-    deepest = 32 if chained and 100 <= arch < 120 else 128 // itemsize
-    block_k = power_of_two_divisor(channels | depth2, deepest)
-    warps, copy_bytes = 8, 8 if block_n < 128 else 16  # addresses of small copies take registers that wide tiles lack
-    if chained and depth2 and block_n == 64 and arch == 90:
-        warps, copy_bytes = 4, 16  # tuned on an H100 (bf16, batch 256, Triton 3.6), c=64 n3=256+64: 724 -> 550 us
-    config = Config(128 if itemsize == 2 else 64, block_n, block_k, warps, 3, copy_bytes)
-    return fitting(config, partial(_shared_bytes, itemsize=itemsize, depth2=depth2, chained=chained), y.device)
-
-
-def _candidates(y: Tensor, channels: int, columns: int, depth2: int, *, chained: bool) -> list[Config]:
-    """64 to 256 rows, 64 to 256 columns, 4 or 8 warps, 3 or 4 loads in flight, through L1 or not: 40 at most."""
-    itemsize = y.element_size()
-    widest = power_of_two_over(columns)
-    block_k = power_of_two_divisor(channels | depth2, 128 // itemsize)
-    tiles = [(64, 64), (128, 64), (256, 64), (64, 128), (128, 128), (256, 128), (128, 256), (64, 256)]
-    cut = {(m, min(n, widest)) for m, n in tiles if not chained or n >= widest}
-    configs = (
-        Config(m, n, block_k, warps, stages, copy_bytes)
-        for m, n in cut
-        for warps in (4, 8)
-        for stages in (3, 4)
-        for copy_bytes in (8, 16)
-        if 16 <= m * n // (32 * warps) <= 128
-    )
-    return all_fitting(configs, partial(_shared_bytes, itemsize=itemsize, depth2=depth2, chained=chained), y.device)
+def _multiplies_in_groups(device: torch.device) -> bool:
+    """Return whether this GPU's products are those of groups of warps (wgmma, tcgen05), not of single ones."""
+    return 90 <= architecture(device) < 120
 
 
 def merge_reference(

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sqt_fast.kernels.launch import Config, Launch, Problem, check, dtype_name, power_of_two_over, run
+from sqt_fast.kernels.launch import Config, Problem, check, dtype_name, power_of_two_over, run
 from sqt_fast.kernels.numerics import narrow, precision
 
 
@@ -33,9 +33,9 @@ def _downsample_kernel(
     M,  # B * OH * OW
     C: tl.constexpr,
     STRIDE: tl.constexpr,
+    PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
-    PRECISION: tl.constexpr,
 ):
     """Some output pixels of all samples, some channels."""
     n_tiles: tl.constexpr = (C + BLOCK_N - 1) // BLOCK_N
@@ -71,34 +71,16 @@ def downsample(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     check("bias", bias, (channels,), torch.float32, x)
     out = x.new_empty((batch, height // stride, width // stride, channels))
 
-    def launch(config: Config) -> Launch:
-        args = {
-            "x": x,
-            "w": weight,
-            "bias": bias,
-            "out": out,
-            "H": height,
-            "W": width,
-            "OH": out.shape[1],
-            "OW": out.shape[2],
-            "M": out.numel() // channels,
-            "C": channels,
-            "STRIDE": stride,
-            "BLOCK_M": config.block_m,
-            "BLOCK_N": config.block_n,
-            "PRECISION": precision(x.dtype),
-        }
-        grid = (triton.cdiv(args["M"], config.block_m) * triton.cdiv(channels, config.block_n),)
-        return Launch(_downsample_kernel, grid, args, config.num_warps, config.num_stages)
-
-    block_n = min(power_of_two_over(channels), 256)
+    block_n, pixels = min(power_of_two_over(channels), 256), out.numel() // channels
+    sizes = height, width, *out.shape[1:3], pixels
     run(
         Problem(
             op="downsample",
             key=f"{dtype_name(x.dtype)} s={stride} c={channels}",
-            rows=out.numel() // channels,
-            moved_bytes=(x.numel() + out.numel()) * x.element_size(),
-            flops=2 * out.numel() * stride * stride,
+            kernel=_downsample_kernel,
+            out=out,
+            parts=(1, pixels, channels),
+            args=lambda _: (x, weight, bias, out, *sizes, channels, stride, precision(x.dtype)),
             heuristic=Config(4096 // block_n, block_n, 1, 4, 1),
             candidates=lambda: [
                 Config(size // n, n, 1, warps, 1)
@@ -106,8 +88,6 @@ def downsample(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
                 for n in sorted({block_n, min(block_n, 64)})
                 for warps in (4, 8)
             ],
-            launch=launch,
-            device=x.device,
             reference=partial(downsample_reference, x, weight, bias),
         )
     )

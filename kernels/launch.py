@@ -1,11 +1,11 @@
 """From an operation to its launch: which tiles, and who carries it out.
 
-An operation (``kernels/pointwise.py`` and its neighbours) describes itself as a ``Problem``: what decides its best
-tiles, what it must move and compute, and how to make a ``Launch`` of given tiles. ``run`` carries it out. Tests that
-only compile, benches and tuning put themselves in the place of ``run``: ``executing``.
+An operation (``kernels/pointwise.py`` and its neighbours) describes itself as a ``Problem``: its kernel, what it gives
+the kernel, and what decides its best tiles. ``run`` carries it out. Tests that only compile, benches and tuning put
+themselves in the place of ``run``: ``executing``.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -38,43 +38,46 @@ class Config(NamedTuple):
 
 @dataclass(frozen=True)
 class Launch:
-    """One kernel launch, complete. args: by the kernel's parameter names, tl.constexpr ones included.
-
-    after: called when it was launched, where a result's shape depends on the tiles.
-    """
+    """One kernel launch, complete. args: by the kernel's parameter names, tl.constexpr ones included."""
 
     kernel: Any
     grid: tuple[int, ...]
     args: Mapping[str, Any]
     num_warps: int
     num_stages: int
-    after: Callable[[], None] = lambda: None
 
-    def __call__(self) -> None:
+    def __call__(self) -> "Launch":
+        """Launch on the device of the tensors. Returns itself."""
         number = max((value.get_device() for value in self.args.values() if isinstance(value, Tensor)), default=-1)
         with torch.cuda.device(number):  # Triton launches on the current one; -1, a CPU, changes nothing
             self.kernel[self.grid](**self.args, num_warps=self.num_warps, num_stages=self.num_stages)
-        self.after()
+        return self
+
+    def compiled(self) -> Any:
+        """Return Triton's compiled kernel, compiled now if it was not before. None in the interpreter."""
+        options = {"num_warps": self.num_warps, "num_stages": self.num_stages}
+        return self.kernel.warmup(**self.args, grid=self.grid, **options)
 
 
 @dataclass(frozen=True)
 class Problem:
     """One call of an operation whose tiles are not chosen yet.
 
-    key: what changes the best tiles, the number of rows (which grows with the batch) apart. moved_bytes, flops: what
-    any implementation must at least move and compute, a multiply-add being two. candidates: makes what tuning tries;
-    nobody else asks for it. device: where the tensors are. reference: plain PyTorch on the same arguments, for benches.
+    key: what changes the best tiles, the number of rows (which grows with the batch) apart. out: what is written.
+    parts: (samples, rows of a sample, columns), which programs share; a tile never straddles two samples. args: makes
+    what the kernel takes, in its order, of the number of tiles of rows that a sample is cut into; the last parameters
+    of the kernel, those of the tiles, are not among them. candidates: makes what tuning tries; nobody else asks for it.
+    reference: plain PyTorch on the same arguments, for benches.
     """
 
     op: str
     key: str
-    rows: int
-    moved_bytes: int
-    flops: int
+    kernel: Any
+    out: Tensor
+    parts: tuple[int, int, int]
+    args: Callable[[int], tuple[Any, ...]]
     heuristic: Config
     candidates: Callable[[], Sequence[Config]]
-    launch: Callable[[Config], Launch]
-    device: torch.device | None = None
     reference: partial[Tensor] | None = None
 
     @property
@@ -82,30 +85,53 @@ class Problem:
         """The operation and its key: under this name a tuned configuration is kept."""
         return f"{self.op} {self.key}"
 
+    @property
+    def rows(self) -> int:
+        """Of all samples."""
+        return self.parts[0] * self.parts[1]
 
-def run(problem: Problem) -> None:
-    """Carry out ``problem``, with tuned tiles where there are some for this GPU."""
-    _execute.get()(problem)
+    def launch(self, config: Config) -> Launch:
+        """Return what launches these tiles."""
+        samples, rows, columns = self.parts
+        tiles = -(-rows // config.block_m)
+        of_tiles = {
+            "BLOCK_M": config.block_m,
+            "BLOCK_N": config.block_n,
+            "BLOCK_K": config.block_k,
+            "COPY": config.copy_bytes // self.out.element_size(),
+        }
+        names, given = self.kernel.arg_names, self.args(tiles)
+        args = dict(zip(names, given, strict=False)) | {name: of_tiles[name] for name in names[len(given) :]}
+        grid = (samples * tiles * -(-columns // config.block_n),)
+        return Launch(self.kernel, grid, args, config.num_warps, config.num_stages)
 
 
-def launch_best(problem: Problem) -> None:
+def run(problem: Problem) -> Launch:
+    """Carry out ``problem``, with tuned tiles where there are some for this GPU.
+
+    Returns the launch that wrote the results, and that of the heuristic where nobody launched anything.
+    """
+    return _execute.get()(problem) or problem.launch(problem.heuristic)
+
+
+def launch_best(problem: Problem) -> Launch:
     """Launch ``problem`` with its tuned tiles, else with those of its heuristic."""
-    problem.launch(best_config(problem))()
+    return problem.launch(best_config(problem))()
 
 
 def best_config(problem: Problem) -> Config:
     """Return the tuned tiles of ``problem`` for this GPU, else those of its heuristic."""
-    tuned = tuned_config(architecture(problem.device), problem.name, problem.rows)
+    tuned = tuned_config(architecture(problem.out.device), problem.name, problem.rows)
     return problem.heuristic if tuned is None else Config(*tuned)
 
 
-_execute: ContextVar[Callable[[Problem], None]] = ContextVar("execute", default=launch_best)
+_execute: ContextVar[Callable[[Problem], Launch | None]] = ContextVar("execute", default=launch_best)
 _architecture: ContextVar[int | None] = ContextVar("architecture", default=None)
 
 
 @contextmanager
-def executing(execute: Callable[[Problem], None], *, architecture: int | None = None) -> Iterator[None]:
-    """Hand every problem to ``execute`` instead of launching it.
+def executing(execute: Callable[[Problem], Launch | None], *, architecture: int | None = None) -> Iterator[None]:
+    """Hand every problem to ``execute``, which returns what it launched, instead of launching it.
 
     architecture: pretend to be on a GPU of this compute capability (80, 90, ...). With tensors on the ``meta`` device
     no GPU is needed at all.
@@ -132,42 +158,29 @@ def architecture(device: str | torch.device | None = None) -> int:
     return 10 * major + minor
 
 
-def shared_bytes(device: torch.device | None) -> int:
-    """Return the shared memory that a block may ask for on ``device``; a GPU not listed is like the one before."""
-    known = [limit for arch, limit in sorted(SHARED_BYTES.items()) if arch <= architecture(device)]
-    return (known or [min(SHARED_BYTES.values())])[-1]
+def product_bytes(config: Config, itemsize: int) -> int:
+    """Return the shared memory that a loop of products needs, at most: the operands of all loads in flight.
 
-
-def product_bytes(config: Config, itemsize: int, *, operands: int = 1) -> int:
-    """Return the most shared memory that a loop of products takes: the loads of its stages.
-
-    operands: how many of BLOCK_M rows each step loads. In float32 the last step's columns wait as two TF32 parts (read
-    off what Triton 3.7 compiles for sm_90).
+    float32 needs that of a load more, for the parts that its three TF32 products work on.
     """
-    step = operands * config.block_m + config.block_n
-    last = max(step, 2 * config.block_n) if itemsize == 4 else step
-    return (max(config.num_stages - 1, 0) * step + last) * config.block_k * itemsize
+    stages = config.num_stages + (itemsize == 4)
+    return stages * (config.block_m + config.block_n) * config.block_k * itemsize
 
 
-def fitting(config: Config, needed: Callable[[Config], int], device: torch.device | None) -> Config:
-    """Return ``config`` with as many stages, and as deep, as the shared memory of ``device`` has room for.
+def fitting(config: Config, x: Tensor, needed: Callable[[Config, int], int] = product_bytes) -> Config:
+    """Return ``config`` with as many stages, and as deep, as the shared memory of the GPU of ``x`` has room for.
 
-    needed: says how many bytes the kernel takes with given tiles.
+    Never fewer than 2 stages of 16: what is too large even then fails when it is launched. needed: bytes that a kernel
+    needs for tiles and elements of so many bytes.
     """
-    limit = shared_bytes(device)
-    while needed(config) > limit and config.num_stages > 2:
+    here = architecture(x.device)
+    known = [limit for arch, limit in sorted(SHARED_BYTES.items()) if arch <= here]
+    limit = (known or [min(SHARED_BYTES.values())])[-1]
+    while needed(config, x.element_size()) > limit and config.num_stages > 2:
         config = config._replace(num_stages=config.num_stages - 1)
-    while needed(config) > limit and config.block_k > 16:
+    while needed(config, x.element_size()) > limit and config.block_k > 16:
         config = config._replace(block_k=config.block_k // 2)
     return config
-
-
-def all_fitting(
-    configs: Iterable[Config], needed: Callable[[Config], int], device: torch.device | None
-) -> list[Config]:
-    """Return those of ``configs`` that fit into the shared memory of ``device``, each once, the smallest first."""
-    limit = shared_bytes(device)
-    return sorted({config for config in configs if needed(config) <= limit})
 
 
 def power_of_two_divisor(number: int, most: int) -> int:

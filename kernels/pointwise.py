@@ -14,6 +14,7 @@ Source: conv1, conv3 and shortcut_conv of the release's Bottleneck, batch norm f
 """
 
 from functools import partial
+from typing import Any
 
 import torch
 import triton
@@ -22,15 +23,12 @@ from torch import Tensor
 
 from sqt_fast.kernels.launch import (
     Config,
-    Launch,
     Problem,
-    all_fitting,
     check,
     dtype_name,
     fitting,
     power_of_two_divisor,
     power_of_two_over,
-    product_bytes,
     run,
 )
 from sqt_fast.kernels.numerics import narrow, precision
@@ -55,10 +53,10 @@ def _pointwise_kernel(
     RELU: tl.constexpr,
     RESIDUAL: tl.constexpr,
     SUMS: tl.constexpr,
+    PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    PRECISION: tl.constexpr,
 ):
     """One tile of one sample; programs that share rows are neighbours, so that x is read from memory once."""
     n_tiles: tl.constexpr = (N + BLOCK_N - 1) // BLOCK_N
@@ -105,73 +103,53 @@ def pointwise(
     """
     samples, pixels, depth = x.shape
     columns = weight.shape[1]
+    x2, w2 = second or (x, weight)
+    depth2 = 0 if second is None else w2.shape[0]
+    _check(x, weight, bias, second, residual)
+    out = x.new_empty((samples, pixels, columns))
+    parts = (samples, pixels, columns) if sums else (1, samples * pixels, columns)
+    tensors = x, x2, weight, w2, bias, out if residual is None else residual, out
+    constants = depth, depth2, columns, relu, residual is not None, sums
+
+    def args(tiles: int) -> tuple[Any, ...]:
+        shares = x.new_empty((samples, tiles, columns), dtype=torch.float32) if sums else bias
+        return (*tensors, shares, parts[1], tiles, *constants, precision(x.dtype))
+
+    flags = [name for name, on in (("sums", sums), ("residual", residual is not None)) if on]
+    flags += [f"r={pixels}"] if sums else []
+    launch = run(
+        Problem(
+            op="pointwise",
+            key=" ".join((dtype_name(x.dtype), f"k={depth}+{depth2} n={columns}", *flags)),
+            kernel=_pointwise_kernel,
+            out=out,
+            parts=parts,
+            args=args,
+            heuristic=_heuristic(x, depth, depth2, columns, parts[1]),
+            candidates=partial(_candidates, x, depth, depth2, columns),
+            reference=partial(pointwise_reference, x, weight, bias, second=second, residual=residual, relu=relu),
+        )
+    )
+    return out, launch.args["sums"] if sums else None
+
+
+def _check(
+    x: Tensor, weight: Tensor, bias: Tensor, second: tuple[Tensor, Tensor] | None, residual: Tensor | None
+) -> None:
+    samples, pixels, depth = x.shape
+    columns = weight.shape[1]
     check("x", x, x.shape, x.dtype, x)
     check("weight", weight, (depth, columns), x.dtype, x)
     check("bias", bias, (columns,), torch.float32, x)
-    x2, w2 = second or (x[:, :, :0], weight[:0])
-    depth2 = w2.shape[0]
+    depth2 = 0
     if second is not None:
-        check("x2", x2, (samples, pixels, depth2), x.dtype, x)
-        check("w2", w2, (depth2, columns), x.dtype, x)
+        depth2 = second[1].shape[0]
+        check("x2", second[0], (samples, pixels, depth2), x.dtype, x)
+        check("w2", second[1], (depth2, columns), x.dtype, x)
     if residual is not None:
         check("residual", residual, (samples, pixels, columns), x.dtype, x)
     if depth % 16 or depth2 % 16:
         raise ValueError(f"{depth} and {depth2} channels: give multiples of 16")
-    out = x.new_empty((samples, pixels, columns))
-    rows = (samples, pixels) if sums else (1, samples * pixels)
-    heuristic = _heuristic(x, depth, depth2, columns, rows[1])
-
-    def share(config: Config) -> Tensor:
-        return x.new_empty((samples, triton.cdiv(pixels, config.block_m), columns), dtype=torch.float32)
-
-    launched = [share(heuristic) if sums else bias]  # the sums of the tiles that ran last
-
-    def launch(config: Config) -> Launch:
-        tiles = triton.cdiv(rows[1], config.block_m)
-        shares = share(config) if sums and launched[0].shape[1] != tiles else launched[0]
-        args = {
-            "x": x,
-            "x2": x2 if depth2 else x,
-            "w": weight,
-            "w2": w2 if depth2 else weight,
-            "bias": bias,
-            "residual": out if residual is None else residual,
-            "out": out,
-            "sums": shares,
-            "R": rows[1],
-            "TILES": tiles,
-            "K": depth,
-            "K2": depth2,
-            "N": columns,
-            "RELU": relu,
-            "RESIDUAL": residual is not None,
-            "SUMS": sums,
-            "BLOCK_M": config.block_m,
-            "BLOCK_N": config.block_n,
-            "BLOCK_K": config.block_k,
-            "PRECISION": precision(x.dtype),
-        }
-        grid = (rows[0] * tiles * triton.cdiv(columns, config.block_n),)
-        keep = partial(launched.__setitem__, 0, shares)
-        return Launch(_pointwise_kernel, grid, args, config.num_warps, config.num_stages, keep)
-
-    flags = "".join(f" {name}" for name, on in (("sums", sums), ("residual", residual is not None)) if on)
-    read = x.numel() + x2.numel() + weight.numel() + w2.numel() + out.numel() * (1 if residual is None else 2)
-    run(
-        Problem(
-            op="pointwise",
-            key=f"{dtype_name(x.dtype)} k={depth}+{depth2} n={columns}{flags}" + (f" r={pixels}" if sums else ""),
-            rows=samples * pixels,
-            moved_bytes=read * x.element_size(),
-            flops=2 * samples * pixels * (depth + depth2) * columns,
-            heuristic=heuristic,
-            candidates=partial(_candidates, x, depth, depth2, columns),
-            launch=launch,
-            device=x.device,
-            reference=partial(pointwise_reference, x, weight, bias, second=second, residual=residual, relu=relu),
-        )
-    )
-    return out, launched[0] if sums else None
 
 
 def _heuristic(x: Tensor, depth: int, depth2: int, columns: int, rows: int) -> Config:
@@ -181,7 +159,7 @@ def _heuristic(x: Tensor, depth: int, depth2: int, columns: int, rows: int) -> C
     block_n = min(power_of_two_over(columns), 128 if itemsize == 2 else 64)
     block_k = power_of_two_divisor(depth | depth2, 128 // itemsize)
     warps = 8 if block_m * block_n > 8192 else 4
-    return fitting(Config(block_m, block_n, block_k, warps, 3), partial(product_bytes, itemsize=itemsize), x.device)
+    return fitting(Config(block_m, block_n, block_k, warps, 3), x)
 
 
 def _candidates(x: Tensor, depth: int, depth2: int, columns: int) -> list[Config]:
@@ -190,8 +168,8 @@ def _candidates(x: Tensor, depth: int, depth2: int, columns: int) -> list[Config
     widest = power_of_two_over(columns)
     tiles = [(64, 64, 4), (128, 64, 4), (128, 128, 8), (64, 128, 4), (128, 256, 8), (256, 64, 8), (64, 256, 4)]
     cut = {(m, min(n, widest), warps) for m, n, warps in tiles}
-    configs = (Config(m, n, block_k, warps, stages) for m, n, warps in cut for stages in (2, 3, 4))
-    return all_fitting(configs, partial(product_bytes, itemsize=x.element_size()), x.device)
+    configs = {fitting(Config(m, n, block_k, warps, stages), x) for m, n, warps in sorted(cut) for stages in (2, 3, 4)}
+    return sorted(configs)
 
 
 def pointwise_reference(

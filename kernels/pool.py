@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sqt_fast.kernels.launch import Config, Launch, Problem, check, dtype_name, power_of_two_over, run
+from sqt_fast.kernels.launch import Config, Problem, check, dtype_name, power_of_two_over, run
 
 
 @triton.jit
@@ -61,36 +61,19 @@ def pool(x: Tensor) -> Tensor:
     check("x", x, x.shape, x.dtype, x)
     out = x.new_empty((batch, (height + 1) // 2, (width + 1) // 2, channels))
 
-    def launch(config: Config) -> Launch:
-        args = {
-            "x": x,
-            "out": out,
-            "H": height,
-            "W": width,
-            "OH": out.shape[1],
-            "OW": out.shape[2],
-            "M": out.numel() // channels,
-            "C": channels,
-            "BLOCK_M": config.block_m,
-            "BLOCK_N": config.block_n,
-        }
-        grid = (triton.cdiv(args["M"], config.block_m) * triton.cdiv(channels, config.block_n),)
-        return Launch(_pool_kernel, grid, args, config.num_warps, config.num_stages)
-
-    block_n = min(power_of_two_over(channels), 64)
+    block_n, pixels = min(power_of_two_over(channels), 64), out.numel() // channels
     run(
         Problem(
             op="pool",
             key=f"{dtype_name(x.dtype)} c={channels}",
-            rows=out.numel() // channels,
-            moved_bytes=(x.numel() + out.numel()) * x.element_size(),
-            flops=9 * out.numel(),
+            kernel=_pool_kernel,
+            out=out,
+            parts=(1, pixels, channels),
+            args=lambda _: (x, out, height, width, *out.shape[1:3], pixels, channels),
             heuristic=Config(2048 // block_n, block_n, 1, 4, 1),
             candidates=lambda: [
                 Config(size // block_n, block_n, 1, w, 1) for size in (1024, 2048, 4096, 8192) for w in (4, 8)
             ],
-            launch=launch,
-            device=x.device,
             reference=partial(pool_reference, x),
         )
     )

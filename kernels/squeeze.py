@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sqt_fast.kernels.launch import Config, Launch, Problem, check, dtype_name, power_of_two_over, run
+from sqt_fast.kernels.launch import Config, Problem, check, dtype_name, power_of_two_over, run
 from sqt_fast.kernels.numerics import narrow, precision
 from sqt_fast.kernels.squeeze_host import MEAN, STD
 
@@ -45,8 +45,8 @@ def _squeeze_kernel(
     FLIP: tl.constexpr,
     COLOUR: tl.constexpr,
     BLOCK_T: tl.constexpr,
-    BLOCK_M: tl.constexpr,
     PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
 ):
     """One run of pixels of one clip. Loads have lanes along pixels (3 bytes apart), stores along channels."""
     i_clip = (tl.program_id(0) // TILES).to(tl.int64)
@@ -122,41 +122,27 @@ def squeeze(
         return out
     _, height, width, _ = frames.shape
 
-    def launch(config: Config) -> Launch:
-        tiles = triton.cdiv(size * size, config.block_m)
-        args = {
-            "frames": frames,
-            "index": index,
-            "corners": corners,
-            "flip": frames if flip is None else flip.view(torch.uint8),
-            "colour": frames if colour is None else colour,
-            "out": out,
-            "H": height,
-            "W": width,
-            "S": size,
-            "TILES": tiles,
-            "T": num_frames,
-            "FLIP": flip is not None,
-            "COLOUR": colour is not None,
-            "BLOCK_T": power_of_two_over(num_frames, least=1),
-            "BLOCK_M": config.block_m,
-            "PRECISION": precision(dtype),
-        }
-        return Launch(_squeeze_kernel, (clips * tiles,), args, config.num_warps, config.num_stages)
-
+    tensors = (
+        frames,
+        index,
+        corners,
+        frames if flip is None else flip.view(torch.uint8),
+        frames if colour is None else colour,
+        out,
+    )
+    constants = num_frames, flip is not None, colour is not None, power_of_two_over(num_frames, least=1)
     run(
         Problem(
             op="squeeze",
             key=f"{dtype_name(dtype)} t={num_frames}{'' if colour is None else ' colour'}",
-            rows=clips * size * size,
-            moved_bytes=out.numel() * (1 + out.element_size()),
-            flops=out.numel() * (2 if colour is None else 6),
+            kernel=_squeeze_kernel,
+            out=out,
+            parts=(clips, size * size, 1),
+            args=lambda tiles: (*tensors, height, width, size, tiles, *constants, precision(dtype)),
             heuristic=Config(64, 1, 1, 4, 1),  # 24 loads in flight a thread
             candidates=lambda: [
                 Config(8 * loads * warps, 1, 1, warps, 1) for loads in (1, 2, 4) for warps in (2, 4, 8)
             ],
-            launch=launch,
-            device=frames.device,
         )
     )
     return out

@@ -37,6 +37,11 @@ def family(architecture: int) -> str:
     return f"sm_{architecture}"
 
 
+def about_rows(rows: int) -> str:
+    """Return the key of problems of about so many rows."""
+    return str(round(math.log2(max(rows, 1))))
+
+
 def tuned_config(architecture: int, name: str, rows: int) -> tuple[int, ...] | None:
     """Return the tiles found for problem ``name`` at about so many rows, None if there are none."""
     for found in records(architecture):

@@ -252,20 +252,18 @@ def convert(source: str, target: Path) -> None:
     "committed for everybody.  [default: kernels.json in the user's cache]",
     show_default=False,
 )
-@click.option(
-    "--budget", "budget_s", type=float, metavar="SECONDS", help="Leave the tiles as they are after that long."
-)
-@click.option("--quick", is_flag=True, help="Try some tiles of every kernel, not all.")
-@click.option("--resume", is_flag=True, help="Keep what is in the file, tune the rest.")
+@click.option("--budget", "budget_s", type=click.FloatRange(min=0, min_open=True), help="Seconds for the tiles.")
+@click.option("--overwrite", is_flag=True, help="Start anew, whatever was found on this GPU before.")
 def tune(**options: Any) -> None:
     """Find the fastest tiles of every kernel on this GPU (minutes), and measure every backend there.
 
-    Later runs on this kind of GPU use what was found, and choose their backend by it.
+    Later runs on this kind of GPU use what was found, and choose their backend by it. A run that was stopped goes on
+    from there.
     """
     from sqt_fast.tuning.tune import TuneConfig
     from sqt_fast.tuning.tune import tune as run
 
-    for line in run(TuneConfig(**options), lambda line: click.echo(line, err=True)).lines():
+    for line in run(TuneConfig(**options), lambda line: click.echo(line, err=True)):
         click.echo(line)
 
 

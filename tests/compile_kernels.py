@@ -2,7 +2,8 @@
 
     python -m tests.compile_kernels RESULTS.json [--architectures 80 90] [--dtypes bf16]
 
-compiles every launch of whole networks, with the tiles that would be used, without a GPU. Run it where TRITON_INTERPRET
+compiles every launch of whole networks, with the tiles that would be used, without a GPU; --candidates, with those that
+tuning would try. Run it where TRITON_INTERPRET
 is not set: test_compile.py does, in a process of its own.
 """
 
@@ -223,6 +224,21 @@ def network_tasks(architectures: Iterable[int], dtypes: Sequence[str], *, quick:
     return list(tasks.values())
 
 
+def candidate_tasks(architectures: Iterable[int], dtypes: Iterable[str]) -> list[Task]:
+    """Return the compilations of all that tuning would try, each once for every kind of problem.
+
+    Of those that differ in channels, columns and pixels only, that of the deepest: its loops are the longest.
+    """
+    tasks: dict[tuple[object, ...], Task] = {}
+    for architecture in architectures:
+        for dtype in dtypes:
+            problems = [p for depth in (18, 50) for p in network_problems(architecture, DTYPES[dtype], depth=depth)]
+            for task in tasks_of(problems, architecture, dtype, lambda problem: problem.candidates()):
+                kind = re.sub(r" (c|n|k|r)=[\d+]+", "", task.name)
+                tasks[kind, architecture, task.config._replace(copy_bytes=0)] = task
+    return list(tasks.values())
+
+
 def _first_and_last(problems: list[Problem]) -> list[Problem]:
     """Return the first and the last problem of every operation: its largest map and its widest."""
     last = {problem.op: problem for problem in problems}
@@ -247,8 +263,13 @@ def main() -> None:
     parser.add_argument("--architectures", type=int, nargs="+", default=ARCHITECTURES)
     parser.add_argument("--dtypes", nargs="+", default=list(DTYPES), choices=DTYPES)
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--candidates", action="store_true", help="with all tiles that tuning would try")
     args = parser.parse_args()
-    results = compile_all(network_tasks(args.architectures, args.dtypes, quick=args.quick))
+    if args.candidates:
+        tasks = candidate_tasks(args.architectures, args.dtypes)
+    else:
+        tasks = network_tasks(args.architectures, args.dtypes, quick=args.quick)
+    results = compile_all(tasks)
     args.results.write_text(json.dumps([asdict(result) for result in results]))
     for r in results:
         cores = {name: sum(n for op, n in r.instructions.items() if op.startswith(name)) for name in TENSOR_CORES}

@@ -1,17 +1,17 @@
-"""A GPU to tune for that is none: its stop-watch shows what a test wants, and its kernels write what a test wants."""
+"""A GPU to tune for that is none: a clock that shows what a test wants, and kernels that write what a test wants."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 from triton.runtime.errors import OutOfResources
 
-from sqt_fast.errors import BackendError
 from sqt_fast.files import tuned_file
 from sqt_fast.kernels.launch import Config, Launch, Problem, best_config, executing
-from sqt_fast.tuning.tune import Tuner
+from sqt_fast.tuning.tune import TuneConfig, Tuner
 from sqt_fast.tuning.tuned_file import TunedFile
 
 A, B, C = (Config(m, 64, 64) for m in (16, 32, 64))
@@ -19,94 +19,91 @@ GPU = "Pretended GPU"
 OUT_OF_RESOURCES = OutOfResources(300000, 232448, "shared memory")
 
 
-class FakeStopwatch:
-    """Shows what ``seconds`` says of a launch; exceptions are raised."""
-
-    def __init__(self, seconds: Callable[[Launch], float | BaseException], *, spilling: Sequence[Config] = ()) -> None:
-        self.seconds, self.spilling = seconds, spilling
-        self.timed: list[Launch] = []
-        self.speeds: list[float | Exception] = []
-        self.fatal = False
-
-    def prepare(self, launches: Sequence[Launch]) -> None:
-        assert launches
-
-    def spills(self, launch: Launch) -> int:
-        return 8 * (launch.args.get("config") in self.spilling)
-
-    def kernel_s(self, launch: Launch, give_up_s: float) -> float:
-        self.timed.append(launch)
-        seconds = self.seconds(launch)
-        if isinstance(seconds, BaseException):
-            raise seconds
-        return seconds
-
-    def check_alive(self, error: Exception) -> None:
-        if self.fatal:
-            raise BackendError(f"the GPU gave up ({error})")
-
-    def network_s(self, run: Callable[[], object]) -> float:
-        speed = self.speeds.pop(0)
-        if isinstance(speed, Exception):
-            raise speed
-        return 1 / speed
-
-
 class FakeKernel:
-    """Writes what ``results`` says of a config, 1 if nothing; exceptions are raised."""
+    """Writes what ``results`` says of a config, 1 if nothing; exceptions are raised. spilling: needs more registers."""
 
-    def __init__(self, results: Mapping[Config, Any]) -> None:
-        self.results = results
+    arg_names = ("out", "BLOCK_M", "BLOCK_N", "BLOCK_K", "COPY")
+
+    def __init__(self, results: Mapping[Config, Any], spilling: tuple[Config, ...] = ()) -> None:
+        self.results, self.spilling = results, spilling
         self.launched: list[Config] = []
+        self.compiled: list[Config] = []
 
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
         return self.launch
 
-    def launch(self, out: Tensor, config: Config, **args: Any) -> None:
-        self.launched.append(config)
-        result = self.results.get(config, 1.0)
+    def launch(self, out: Tensor, **tiles: int) -> None:
+        self.launched.append(_config(tiles))
+        result = self.results.get(self.launched[-1], 1.0)
         if isinstance(result, BaseException):
             raise result
         out.copy_(torch.as_tensor(result))
 
+    def warmup(self, out: Tensor, grid: tuple[int, ...], **tiles: int) -> SimpleNamespace:
+        self.compiled.append(_config(tiles))
+        return SimpleNamespace(n_spills=8 * (self.compiled[-1] in self.spilling))
+
+
+def _config(tiles: Mapping[str, int]) -> Config:
+    """Of a kernel for float32: copies of 4 elements are 16 bytes. Some kernels take no depth, some no copies."""
+    block = tiles["BLOCK_M"], tiles["BLOCK_N"], tiles.get("BLOCK_K", 1)
+    return Config(*block, tiles["num_warps"], tiles["num_stages"], 4 * tiles.get("COPY", 4))
+
 
 def config_of(launch: Launch) -> Config:
-    config: Config = launch.args["config"]
-    return config
+    return _config({**launch.args, "num_warps": launch.num_warps, "num_stages": launch.num_stages})
+
+
+class FakeClock:
+    """Shows what ``seconds`` says of a launch's tiles; exceptions are raised. Everything else takes ``speeds``."""
+
+    def __init__(self, seconds: Callable[[Config], float | BaseException]) -> None:
+        self.seconds = seconds
+        self.speeds: list[float | Exception] = []
+
+    def __call__(self, call: Callable[[], object]) -> float:
+        found = self.seconds(config_of(call)) if isinstance(call, Launch) else self.speeds.pop(0)
+        if isinstance(found, BaseException):
+            raise found
+        return found if isinstance(call, Launch) else 1 / found
 
 
 def a_problem(
-    *configs: Config, results: Mapping[Config, Any] | None = None, rows: int = 1000, op: str = "op"
+    *configs: Config,
+    results: Mapping[Config, Any] | None = None,
+    spilling: tuple[Config, ...] = (),
+    rows: int = 1000,
+    op: str = "op",
 ) -> Problem:
     """Return a problem whose heuristic are the first tiles."""
-    kernel, out = FakeKernel(results or {}), torch.zeros(3)
+    out = torch.zeros(3)
     return Problem(
         op=op,
         key="bf16 c=1",
-        rows=rows,
-        moved_bytes=1,
-        flops=1,
+        kernel=FakeKernel(results or {}, spilling),
+        out=out,
+        parts=(1, rows, 64),
+        args=lambda _: (out,),
         heuristic=configs[0],
         candidates=lambda: sorted(configs),
-        launch=lambda config: Launch(kernel, (1,), {"out": out, "config": config}, 4, 3),
     )
 
 
 def launched(problem: Problem) -> list[Config]:
-    kernel: FakeKernel = problem.launch(problem.heuristic).kernel
-    return kernel.launched
+    found: list[Config] = problem.kernel.launched
+    return found
 
 
-def stopwatch(seconds: Mapping[Config, float | BaseException], **options: Any) -> FakeStopwatch:
-    return FakeStopwatch(lambda launch: seconds[config_of(launch)], **options)
+def clock(seconds: Mapping[Config, float | BaseException]) -> FakeClock:
+    return FakeClock(seconds.__getitem__)
 
 
-def a_file(architecture: int = 90, gpu: str = GPU) -> TunedFile:
-    return TunedFile(tuned_file(), architecture=architecture, gpu=gpu)
+def a_file(architecture: int = 90, gpu: str = GPU, *, overwrite: bool = False) -> TunedFile:
+    return TunedFile(tuned_file(), architecture=architecture, gpu=gpu, overwrite=overwrite)
 
 
-def a_tuner(watch: FakeStopwatch, said: list[str], **options: Any) -> Tuner:
-    return Tuner(watch, a_file(), said.append, **{"budget_s": None, "quick": False, "resume": False, **options})
+def a_tuner(clock: FakeClock, said: list[str], *, overwrite: bool = False, budget_s: float | None = None) -> Tuner:
+    return Tuner(TuneConfig(budget_s=budget_s), a_file(overwrite=overwrite), said.append, clock)
 
 
 def on_disk() -> dict[str, Any]:

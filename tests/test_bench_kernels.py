@@ -1,7 +1,8 @@
 """The benches of kernels and network: floors, records, and what is refused. Nothing here is timed."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor
 from bench import bench_kernels, kernel_providers
 from bench.bench_kernels import measure, num_copies, sums
 from bench.bench_network import network_floor_s
-from bench.floors import Case, cases, floor_s, limit, totals
+from bench.floors import Case, cases, totals
 from bench.kernel_checks import error_of
 from bench.measure import H200, gpu_slug, write
 from sqt_fast import cli
@@ -24,28 +25,28 @@ from sqt_fast.kernels.pool import pool
 MS = [0.001, 0.002, 0.003, 0.004, 0.010]
 
 
-class FakeTimer:
-    """Says that everything takes MS."""
+@pytest.fixture(autouse=True)
+def _no_gpu_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything takes MS and 12 bytes, and is run once each."""
 
-    cache_bytes = 1 << 20
-
-    def captured(self, calls: Sequence[Callable[[], object]]) -> Callable[[], object]:
-        return calls[-1]
-
-    def peak_bytes(self, call: Callable[[], object]) -> int:
-        call()
-        return 12
-
-    def seconds(self, runs: Mapping[str, Callable[[], object]]) -> dict[str, list[float]]:
+    def seconds(runs: Mapping[str, Callable[[], object]]) -> dict[str, list[float]]:
         for run in runs.values():
             run()
         return dict.fromkeys(runs, MS)
 
+    def peak(call: Callable[[], object]) -> int:
+        call()
+        return 12
+
+    monkeypatch.setattr(bench_kernels, "gpu_seconds", seconds)
+    monkeypatch.setattr(bench_kernels, "peak_bytes", peak)
+    monkeypatch.setattr(bench_kernels, "captured", lambda calls: calls[-1])
+
 
 def measured(problem: Problem, *names: str, error: str = "") -> dict[str, dict[str, Any]]:
     """Return the records of the providers ``names``."""
-    case = Case(problem, times=3, error=error)
-    return {r["provider"]: r for r in measure(case, "fp32", H200, FakeTimer(), names)}  # type: ignore[arg-type]
+    case = replace(Case.of(problem), times=3, error=error)
+    return {record["provider"]: record for record in measure(case, "fp32", H200, 1 << 20, names)}
 
 
 @pytest.fixture
@@ -60,11 +61,11 @@ def pooling(kernel_device: str) -> Problem:
 
 
 def test_floor_of_the_stem_by_hand() -> None:
-    stem = next(case.problem for case in cases("bf16", 256, "meta") if case.problem.op == "conv")
-    assert stem.moved_bytes == 2 * (256 * 224 * 224 * 48 + 5 * 5 * 48 * 64 + 256 * 112 * 112 * 64)
+    stem = next(case for case in cases("bf16", 256, "meta") if case.problem.op == "conv")
+    assert stem.moved_bytes == 2 * (256 * 224 * 224 * 48 + 5 * 5 * 48 * 64 + 256 * 112 * 112 * 64) + 4 * 64
     assert stem.flops == 2 * 256 * 112 * 112 * 64 * 5 * 5 * 48
-    assert limit(stem, H200, "bf16") == "FLOPs"
-    assert floor_s(stem, H200, "bf16") == stem.flops / 790e12 > stem.moved_bytes / 4.3e12
+    assert stem.limit(H200, "bf16") == "FLOPs"
+    assert stem.floor_s(H200, "bf16") == stem.flops / 790e12 > stem.moved_bytes / 4.3e12
 
 
 def test_the_network_is_the_sum_of_its_kernels() -> None:
@@ -78,6 +79,24 @@ def test_the_network_is_the_sum_of_its_kernels() -> None:
     assert one_by_one_s > H200.floor_s(moved, flops, "bf16")
     single = [case for case in cases("bf16", 1, "meta") if case.problem.op != "squeeze"]
     assert totals(single, H200, "bf16")[1] == pytest.approx(10.96e9, rel=0.01)
+
+
+def test_what_one_of_each_kernel_moves_and_computes() -> None:
+    """By hand, at the first stage: pixels times channels in and out, taps times channels times columns."""
+    found = {case.problem.name: case for case in cases("bf16", 2, "meta")}
+    pixels = 2 * 56 * 56
+    closing = found["merge bf16 c=64 n=64 n3=256+64"]
+    weights = 9 * 64 * 64 + 9 * 16 * 64 + 64 * 64 + 64 * 256 + 64 * 256
+    biases = 4 * (3 * 64 + 256)
+    assert closing.moved_bytes == 2 * (pixels * (64 + 16 + 64 + 256) + 2 * 64 + weights) + biases
+    assert closing.flops == 2 * pixels * weights
+    pointwise = found["pointwise bf16 k=256+0 n=64 sums r=3136"]
+    sums = 4 * 2 * 25 * 64
+    assert pointwise.moved_bytes == 2 * (pixels * (256 + 64) + 256 * 64) + 4 * 64 + sums
+    assert pointwise.flops == 2 * pixels * 256 * 64
+    downsample = found["downsample bf16 s=2 c=256"]
+    assert downsample.flops == 2 * 2 * 28 * 28 * 256 * 4
+    assert found["squeeze bf16 t=16"].moved_bytes == 2 * 48 * 224 * 224 * (1 + 2)
 
 
 def test_float32_moves_more_and_computes_the_same() -> None:
@@ -94,11 +113,11 @@ def test_floor_of_the_network() -> None:
 
 
 def test_copies_fill_the_cache_twice_and_the_graph() -> None:
-    problems = {case.problem.op: case.problem for case in cases("bf16", 256, "meta")}
-    assert num_copies(problems["squeeze"], 60 << 20, 430e-6) == 1
-    assert num_copies(problems["downsample"], 60 << 20, 29.9e-6) == 4
-    assert num_copies(problems["downsample"], 60 << 20, 0.43e-6) == 233
-    assert num_copies(problems["downsample"], 60 << 20, 0.1e-6) == 256
+    moved = {case.problem.op: case.moved_bytes for case in cases("bf16", 256, "meta")}
+    assert num_copies(moved["squeeze"], 60 << 20, 430e-6) == 1
+    assert num_copies(moved["downsample"], 60 << 20, 29.9e-6) == 4
+    assert num_copies(moved["downsample"], 60 << 20, 0.43e-6) == 233
+    assert num_copies(moved["downsample"], 60 << 20, 0.1e-6) == 256
 
 
 # -- records ----------------------------------------------------------------------------------------------------------
@@ -113,9 +132,9 @@ def test_a_record_says_everything(pooling: Problem) -> None:
         {"median": 3000 / copies, "p20": 2000 / copies, "p80": 4000 / copies}, rel=1e-4
     )
     us = record["us"]["median"]
-    assert pooling.moved_bytes == 2 * (8 * 8 + 4 * 4) * 16 * 4
-    assert record["floor_us"] == round(1e6 * pooling.moved_bytes / 4.3e12, 3)
-    assert record["gb_per_s"] == round(pooling.moved_bytes / us / 1e3, 1)
+    assert record["moved_bytes"] == 2 * (8 * 8 + 4 * 4) * 16 * 4
+    assert record["floor_us"] == round(1e6 * record["moved_bytes"] / 4.3e12, 3)
+    assert record["gb_per_s"] == round(record["moved_bytes"] / us / 1e3, 1)
     assert record["percent_of_floor"] == record["percent_of_copy"] == round(100 * record["floor_us"] / us, 1)
     assert (record["op"], record["key"], record["rows"], record["times"]) == ("pool", "fp32 c=16", 32, 3)
     assert (record["limit"], record["error"], record["status"], record["peak_bytes"]) == ("bytes", 0, "ok", 12)

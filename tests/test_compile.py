@@ -1,7 +1,7 @@
 """Every launch of whole networks, compiled for GPUs that are not here: no spills, within shared memory, tensor cores.
 
-bfloat16, in which networks run, with all tiles; of float16 and float32 the first and the last shape of every kernel.
-``python -m tests.compile_kernels`` does all of all.
+bfloat16, in which networks run, with the tiles that are used; of float16 and float32 the first and the last shape of
+every kernel. What tuning tries is compiled for sm_90. ``python -m tests.compile_kernels`` does all of all.
 """
 
 import json
@@ -16,6 +16,8 @@ import pytest
 from sqt_fast.kernels.launch import SHARED_BYTES
 from tests.compile_kernels import ARCHITECTURES
 
+pytestmark = pytest.mark.xdist_group("compiled")  # one process, or each would compile all for itself
+
 # What multiplies tiles on each generation.
 PRODUCTS = {80: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.mma", 120: "mma.sync"}
 WIDE = ("cp.async.cg.shared.global", "cp.async.cg.shared.global.L2::128B")  # always 16 bytes
@@ -23,22 +25,23 @@ NARROW = ("bilinear",)  # bytes that lie apart
 WITHOUT_PRODUCTS = ("bilinear", "downsample", "pool", "squeeze")
 
 
-@pytest.fixture(scope="module")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+def compile_apart(folder: Path, *options: str) -> list[dict[str, Any]]:
     """Compile in a process that is not interpreted."""
-    results = tmp_path_factory.mktemp("compiled") / "results.json"
-    folder = tmp_path_factory.mktemp("triton")
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "tests.compile_kernels", str(results), "--quick"]
     run = subprocess.run(
-        command,
-        env={**environment, "TRITON_CACHE_DIR": str(folder)},
+        [sys.executable, "-m", "tests.compile_kernels", str(folder / "results.json"), *options],
+        env={**environment, "TRITON_CACHE_DIR": str(folder / "triton")},
         cwd=Path(__file__).parents[1],
         capture_output=True,
         text=True,
     )
     assert run.returncode == 0, run.stderr
-    return list(json.loads(results.read_text()))
+    return list(json.loads((folder / "results.json").read_text()))
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    return compile_apart(tmp_path_factory.mktemp("compiled"), "--quick")
 
 
 def of(compiled: list[dict[str, Any]], architecture: int) -> list[dict[str, Any]]:
@@ -62,6 +65,14 @@ def test_all_compile_without_spills(compiled: list[dict[str, Any]], architecture
 def test_shared_memory_suffices(compiled: list[dict[str, Any]], architecture: int) -> None:
     limit = SHARED_BYTES[architecture]
     assert [r["name"] for r in of(compiled, architecture) if r["shared_bytes"] > limit] == []
+
+
+@pytest.mark.exhaustive
+def test_shared_memory_suffices_for_all_that_tuning_tries(tmp_path: Path) -> None:
+    tried = compile_apart(tmp_path, "--candidates", "--architectures", "90", "--dtypes", "bf16", "fp32")
+    assert len(tried) > 300  # or nothing was looked at
+    assert [f"{r['name']} {r['config']}: {r['error']}" for r in tried if r["error"]] == []
+    assert [f"{r['name']} {r['config']}" for r in tried if r["shared_bytes"] > SHARED_BYTES[90]] == []
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

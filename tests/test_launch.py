@@ -1,6 +1,7 @@
 """Which tiles a problem gets, and who carries it out."""
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,14 +9,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
 from sqt_fast.kernels import launch, tuned
 from sqt_fast.kernels.launch import (
     SHARED_BYTES,
     Config,
-    Launch,
     Problem,
-    all_fitting,
     architecture,
     best_config,
     check,
@@ -27,10 +27,10 @@ from sqt_fast.kernels.launch import (
     power_of_two_over,
     product_bytes,
     run,
-    shared_bytes,
 )
 
 HEURISTIC = Config(64, 32, 16)
+X = torch.empty(1, dtype=torch.float16)
 configs = st.builds(
     Config,
     st.sampled_from([16, 64, 128, 256]),
@@ -42,24 +42,28 @@ configs = st.builds(
 
 
 class Recorder:
-    """Launches nothing and remembers what it should have."""
+    """A kernel that is not launched and remembers with which tiles it should have been."""
+
+    arg_names = ("out", "tiles", "BLOCK_M", "BLOCK_K", "BLOCK_N")
 
     def __init__(self) -> None:
         self.configs: list[Config] = []
 
     def problem(self, name: str = "made up", rows: int = 1024) -> Problem:
-        return Problem("test", name, rows, 0, 0, HEURISTIC, lambda: [HEURISTIC], self.launch)
-
-    def launch(self, config: Config) -> Launch:
-        return Launch(self, (3,), {"config": config}, config.num_warps, config.num_stages)
+        out = torch.empty(rows, 96)
+        parts = 2, rows // 2, 96
+        return Problem("test", name, self, out, parts, lambda tiles: (out, tiles), HEURISTIC, lambda: [HEURISTIC])
 
     def __getitem__(self, grid: tuple[int, ...]) -> "Recorder":
-        assert grid == (3,)
+        self.grid = grid
         return self
 
-    def __call__(self, *, config: Config, num_warps: int, num_stages: int) -> None:
-        assert (num_warps, num_stages) == (config.num_warps, config.num_stages)
-        self.configs.append(config)
+    def __call__(
+        self, *, out: Tensor, tiles: int, BLOCK_M: int, BLOCK_K: int, BLOCK_N: int, num_warps: int, num_stages: int
+    ) -> None:
+        assert tiles == math.ceil(len(out) // 2 / BLOCK_M)
+        assert self.grid == (2 * tiles * math.ceil(96 / BLOCK_N),)
+        self.configs.append(Config(BLOCK_M, BLOCK_N, BLOCK_K, num_warps, num_stages))
 
 
 @pytest.fixture(autouse=True)
@@ -134,21 +138,23 @@ def test_the_architecture_is_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     assert architecture() == 90
 
 
-@given(config=configs, itemsize=st.sampled_from([2, 4]), arch=st.sampled_from(sorted(SHARED_BYTES)), data=st.data())
-def test_tiles_fit_into_shared_memory(config: Config, itemsize: int, arch: int, data: st.DataObject) -> None:
-    extra_bytes = data.draw(st.integers(0, SHARED_BYTES[arch] // 3))
+@given(
+    config=configs,
+    dtype=st.sampled_from([torch.float16, torch.float32]),
+    arch=st.sampled_from(sorted(SHARED_BYTES)),
+    data=st.data(),
+)
+def test_tiles_fit_into_shared_memory(config: Config, dtype: torch.dtype, arch: int, data: st.DataObject) -> None:
+    extra_bytes, x = data.draw(st.integers(0, SHARED_BYTES[arch] // 4)), torch.empty(1, dtype=dtype)
 
-    def needed(config: Config) -> int:
+    def needed(config: Config, itemsize: int) -> int:
         return product_bytes(config, itemsize) + extra_bytes
 
     with executing(launch_best, architecture=arch):
-        fitted = fitting(config, needed, None)
-        assert fitting(fitted, needed, None) == fitted
-        assert all_fitting([config, fitted, fitted], needed, None) == sorted(
-            {each for each in (config, fitted) if needed(each) <= SHARED_BYTES[arch]}
-        )
-    assert needed(fitted) <= SHARED_BYTES[arch]
-    assert (fitted == config) == (needed(config) <= SHARED_BYTES[arch])
+        fitted = fitting(config, x, needed)
+        assert fitting(fitted, x, needed) == fitted
+    assert needed(fitted, dtype.itemsize) <= SHARED_BYTES[arch] or fitted[2:5:2] == (16, 2), "nothing smaller is left"
+    assert (fitted == config) == (needed(config, dtype.itemsize) <= SHARED_BYTES[arch])
     assert fitted[:2] == config[:2]
     assert fitted.num_warps == config.num_warps
     assert 2 <= fitted.num_stages <= config.num_stages
@@ -157,20 +163,21 @@ def test_tiles_fit_into_shared_memory(config: Config, itemsize: int, arch: int, 
         assert fitted.num_stages == 2, "stages go first"
 
 
-def test_bytes_of_a_product_as_compiled_for_an_h100() -> None:
-    """What Triton 3.7 asked for (metadata.shared of conv and pointwise)."""
-    assert product_bytes(Config(128, 128, 64, 8, 3), 2) == 98304
-    assert product_bytes(Config(128, 128, 32, 8, 4), 4) == 131072
-    assert product_bytes(Config(64, 64, 32, 4, 2), 4) == 32768
+def test_a_product_keeps_its_operands_in_shared_memory() -> None:
+    assert product_bytes(Config(128, 64, 32, 8, 3), 2) == 3 * (128 * 32 + 32 * 64) * 2
+    assert product_bytes(Config(128, 64, 32, 8, 3), 4) == 4 * (128 * 32 + 32 * 64) * 4
 
 
-def test_room_is_that_of_the_tensors_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not of the current one."""
-    capabilities = {None: (8, 6), torch.device("cuda:1"): (9, 0)}
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capabilities[device])
-    assert shared_bytes(torch.device("cuda:1")) == SHARED_BYTES[90]
-    assert shared_bytes(None) == SHARED_BYTES[86]
+def test_the_gpu_of_the_tensors_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+
+    def architecture(device: object) -> int:
+        asked.append(device)
+        return 90
+
+    monkeypatch.setattr(launch, "architecture", architecture)
+    fitting(HEURISTIC, torch.empty(1, device="meta"))
+    assert asked == [torch.device("meta")]
 
 
 @pytest.mark.parametrize(
@@ -180,8 +187,11 @@ def test_room_is_that_of_the_tensors_gpu(monkeypatch: pytest.MonkeyPatch) -> Non
 )
 def test_gpus_that_are_not_listed_are_like_the_one_before(arch: int, like: int) -> None:
     assert arch not in SHARED_BYTES
+    config = Config(256, 256, 128, 8, 5)
+    with executing(launch_best, architecture=like):
+        wanted = fitting(config, X)
     with executing(launch_best, architecture=arch):
-        assert shared_bytes(None) == SHARED_BYTES[like]
+        assert fitting(config, X) == wanted
 
 
 @given(number=st.integers(1, 5000), most=st.sampled_from([16, 32, 64, 128]))
@@ -228,5 +238,15 @@ def test_tensors_that_are_refused(tensor: torch.Tensor, message: str) -> None:
 
 def test_a_launch_hands_on_what_it_holds() -> None:
     recorder = Recorder()
-    launch.Launch(recorder, (3,), {"config": Config(1, 2, 3, 8, 5)}, 8, 5)()
-    assert recorder.configs == [Config(1, 2, 3, 8, 5)]
+    launched = run(recorder.problem())
+    assert launched.args["out"].shape == (1024, 96)
+    launched()
+    assert recorder.configs == [HEURISTIC] * 2
+
+
+def test_where_nobody_launches_the_launch_is_the_heuristics() -> None:
+    recorder = Recorder()
+    with executing(lambda _: None):
+        launched = run(recorder.problem())
+    assert (launched.args["BLOCK_M"], launched.args["BLOCK_K"]) == (HEURISTIC.block_m, HEURISTIC.block_k)
+    assert recorder.configs == []

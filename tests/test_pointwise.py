@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sqt_fast.kernels.launch import Config, Problem, executing
+from sqt_fast.kernels.launch import Config, Launch, Problem, executing
 from sqt_fast.kernels.pointwise import pointwise, pointwise_reference
 from tests.accuracy import (
     SIXTEEN_TO_EIGHTY,
@@ -108,12 +108,13 @@ def test_tiles_may_change_between_launches(kernel_device: str) -> None:
     args = arguments(Draw(kernel_device, torch.float32), 2, 300, 16, 16)
     chosen, seen = list[int](), list[tuple[int, ...]]()
 
-    def launch(problem: Problem) -> None:
+    def launch(problem: Problem) -> Launch:
         chosen.extend((problem.heuristic.block_m, 256, 16, 256, problem.heuristic.block_m))
         for rows in chosen:
             launch = problem.launch(Config(rows, 16, 16, 4, 2))
             seen.append(launch.args["sums"].shape)
             launch()
+        return launch
 
     with executing(launch):
         out, sums = pointwise(*args, sums=True)
@@ -207,9 +208,9 @@ def test_the_sums_are_those_of_the_tiles_that_ran_last(kernel_device: str) -> No
     """Tuning makes launches of many tiles before it runs one of them."""
     x, weight, bias, *_ = (torch.randn(shape, device=kernel_device) for shape in ((2, 64, 16), (16, 16), (16,)))
 
-    def build_many_run_one(problem: Problem) -> None:
+    def build_many_run_one(problem: Problem) -> Launch:
         launches = [problem.launch(config) for config in sorted(problem.candidates())]
-        launches[0]()
+        return launches[0]()
 
     with executing(build_many_run_one):
         out, sums = pointwise(x, weight, bias, sums=True)
@@ -221,12 +222,11 @@ def test_only_tuning_asks_for_candidates(kernel_device: str) -> None:
     x, weight, bias = (torch.randn(shape, device=kernel_device) for shape in ((2, 64, 16), (16, 16), (16,)))
     asked: list[Problem] = []
 
-    def look(problem: Problem) -> None:
+    def look(problem: Problem) -> Launch:
         assert callable(problem.candidates)
         asked.append(problem)
-        problem.launch(problem.heuristic)()
+        return problem.launch(problem.heuristic)()
 
     with executing(look):
         pointwise(x, weight, bias)
     assert len(asked) == 1
-    assert asked[0].device == x.device

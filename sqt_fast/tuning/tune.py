@@ -1,38 +1,45 @@
 """Find the fastest tiles of every kernel of the network on one's own GPU, and how fast whole backends are there.
 
-The network runs with a tuner in the place of ``kernels.launch.run``: it tries the tiles of every problem on the real
-tensors where the problem first comes up, launches the best, and so the network goes on.
+The network runs with a tuner in the place of ``kernels.launch.launch_best``: where a problem first comes up, it tries
+tiles on the real tensors, launches the best, and so the network goes on. ``triton.autotune`` does not do it: it looks
+tiles up by the hash of one machine's compiler, not by GPU, and times where labelling runs (docs/design.md).
 """
 
 import math
+import os
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import redirect_stdout
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import torch
+import triton
+import triton.testing
 from torch import Tensor
 
 from sqt_fast.errors import BackendError, ConfigError, InterruptedRunError, first_line
 from sqt_fast.files import tuned_file
-from sqt_fast.kernels.launch import Problem, executing
+from sqt_fast.kernels.launch import Config, Launch, Problem, architecture, executing
 from sqt_fast.network.backends import DTYPES, InferenceModel
 from sqt_fast.network.choose import find_device
 from sqt_fast.network.fused import FusedNetwork
 from sqt_fast.network.graphed import why_not
 from sqt_fast.network.model import SqueezeTime
-from sqt_fast.network.registry import BACKENDS, PRECISIONS
+from sqt_fast.network.registry import BACKENDS
 from sqt_fast.network.weights import load_weights
-from sqt_fast.tuning.stopwatch import LAUNCH_ERRORS, CudaStopwatch, Stopwatch
-from sqt_fast.tuning.trial import Trial
-from sqt_fast.tuning.tuned_file import Place, TunedFile
+from sqt_fast.tuning.tuned_file import TunedFile
 
-QUICK_CANDIDATES = 8
-# What the network is called that runs with the tiles of before.
-BEFORE = "triton, not tuned"
-
-Say = Callable[[str], None]
+# What a launch of tiles that do not fit this GPU raises: Triton's compiler, ptxas, and the driver.
+LAUNCH_ERRORS = (triton.TritonError, RuntimeError, ValueError, AssertionError)
+# How many are timed again, in turn with those of the heuristic: clocks may have changed since the first were timed.
+FINALISTS = 3
+# A gain below this is noise of the measurement.
+WORTH = 0.99
+# Greatest difference between two orders of summation, as a part of the largest value.
+TOLERANCES = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 3e-2}
 
 
 @dataclass(frozen=True)
@@ -46,203 +53,180 @@ class TuneConfig:
     size: int = 224
     output: Path | None = None
     budget_s: float | None = None
-    quick: bool = False
-    resume: bool = False
-
-    def __post_init__(self) -> None:
-        if not self.device.startswith("cuda"):
-            raise ConfigError(f"--device {self.device}: tiles are tuned on a GPU; use cuda or cuda:N")
-        for precision in self.precisions:
-            if precision not in PRECISIONS:
-                raise ConfigError(f"--precision {precision}: no such precision; use {', '.join(PRECISIONS)}")
-        for name, values in (("precision", self.precisions), ("batch-size", self.batch_sizes)):
-            if not values:
-                raise ConfigError(f"--{name}: give at least one")
-        for name, number in (("batch-size", min(self.batch_sizes)), ("size", self.size), ("budget", self.budget_s)):
-            if number is not None and not 0 < number < math.inf:
-                raise ConfigError(f"--{name} {number:g}: must be more than 0")
+    overwrite: bool = False
 
 
-@dataclass(frozen=True)
-class Tuned:
-    """What came out of it. clips_per_s: by precision and backend, on the GPU."""
+def tune(config: TuneConfig, say: Callable[[str], None]) -> list[str]:
+    """Tune on a CUDA GPU and return in lines what came of it. say: takes a line of progress.
 
-    path: Path
-    gpu: str
-    num_problems: int
-    clips_per_s: Mapping[str, Mapping[str, float]]
-
-    def lines(self) -> list[str]:
-        """Return it in words."""
-        lines = [f"{self.num_problems} problems tuned on {self.gpu}, kept in {self.path}"]
-        for precision, speeds in self.clips_per_s.items():
-            lines += [f"{precision} {name}: {speed:.0f} clips/s" for name, speed in speeds.items()]
-        return lines
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """Where tuning runs. architecture: compute capability, 90 for 9.0."""
-
-    device: str
-    name: str
-    architecture: int
-    stopwatch: Stopwatch
-
-
-def tune(config: TuneConfig, say: Say) -> Tuned:
-    """Tune on a CUDA GPU. say: takes a line of progress.
-
-    Raises BackendError where no such GPU is, ConfigError, CheckpointError, OutputError for what cannot be used, and
-    InterruptedRunError after Ctrl-C; what was found before is kept.
+    Raises BackendError where no such GPU is or it gives up, ConfigError, CheckpointError, OutputError for what cannot
+    be used, and InterruptedRunError after Ctrl-C; what was found before is kept, and the next run goes on from there.
     """
+    if not config.device.startswith("cuda"):
+        raise ConfigError(f"--device {config.device}: tiles are tuned on a GPU; use cuda or cuda:N")
     if not torch.cuda.is_available():
         raise BackendError(f"--device {config.device}: torch sees no CUDA GPU; run this where the GPU to tune for is")
     device = find_device(config.device)
     if reason := why_not(device):
         raise BackendError(f"--device {config.device}: {reason}; choose another")
     with torch.cuda.device(device):
-        major, minor = torch.cuda.get_device_capability()
-        stopwatch = CudaStopwatch()
-        try:
-            return tune_on(Gpu(device, torch.cuda.get_device_name(), 10 * major + minor, stopwatch), config, say)
-        finally:
-            stopwatch.close()
+        gpu = torch.cuda.get_device_name()
+        path = config.output or tuned_file()
+        file = TunedFile(path, architecture=architecture(device), gpu=gpu, overwrite=config.overwrite)
+        return Tuner(replace(config, device=device), file, say).run()
 
 
-def tune_on(gpu: Gpu, config: TuneConfig, say: Say) -> Tuned:
-    """Tune on ``gpu``. See ``tune``."""
-    model = load_weights(config.weights).model
-    if model.fc is None:
-        raise ConfigError(f"weights {config.weights}: hold no classifier; choose other --weights")
-    file = TunedFile(config.output or tuned_file(), architecture=gpu.architecture, gpu=gpu.name)
-    tuner = Tuner(gpu.stopwatch, file, say, budget_s=config.budget_s, quick=config.quick, resume=config.resume)
-    speeds = {}
-    try:
-        for precision in config.precisions:
-            _tune_network(gpu, config, model, precision, tuner)
-        for precision in config.precisions:
-            speeds[precision] = _network_speeds(gpu, config, model, precision, tuner)
-    except KeyboardInterrupt as error:
-        raise InterruptedRunError(
-            f"stopped: {tuner.num_tuned} problems were tuned and are kept in {file.path}; add --resume to go on"
-        ) from error
-    return Tuned(file.path, gpu.name, tuner.num_tuned, speeds)
+def gpu_seconds(call: Callable[[], object]) -> float:
+    """Return the median seconds of ``call`` on the GPU, its L2 cache flushed before each time."""
+    return float(triton.testing.do_bench(call, warmup=10, rep=30, return_mode="median")) / 1000
 
 
 class Tuner:
-    """Takes the place of ``kernels.launch.run``: tries the tiles of every problem that is new, launches the best."""
+    """Runs the network, tries the tiles of every problem that is new to ``file``, and keeps the fastest there.
+
+    clock: returns the seconds of a call.
+    """
 
     def __init__(
-        self, stopwatch: Stopwatch, file: TunedFile, say: Say, *, budget_s: float | None, quick: bool, resume: bool
+        self,
+        config: TuneConfig,
+        file: TunedFile,
+        say: Callable[[str], None],
+        clock: Callable[[Callable[[], object]], float] = gpu_seconds,
     ) -> None:
-        self.stopwatch, self.file, self.say, self.quick = stopwatch, file, say, quick
-        self.best = file.tiles() if resume else {}
+        self.config, self.file, self.say, self.clock = config, file, say, clock
         self.num_tuned = 0
-        self._ends = math.inf if budget_s is None else time.perf_counter() + budget_s
+        self._ends = time.perf_counter() + (config.budget_s or math.inf)
 
-    def has_time(self) -> bool:
-        """Return whether the budget is not spent yet; says so once when it is."""
-        if time.perf_counter() < self._ends:
-            return True
-        if self._ends > -math.inf:
-            self.say("the budget is spent; --resume goes on with the rest")
-            self._ends = -math.inf
-        return False
+    def run(self) -> list[str]:
+        """Tune with batches of every size, then measure whole backends. See ``tune``."""
+        model = load_weights(self.config.weights).model
+        if model.fc is None:
+            raise ConfigError(f"weights {self.config.weights}: hold no classifier; choose other --weights")
+        done = f"problems tuned on {self.file.gpu}, kept in {self.file.path}"
+        try:
+            for precision in self.config.precisions:
+                self._tune_network(model, precision)
+            speeds = [line for precision in self.config.precisions for line in self._measure(model, precision)]
+        except KeyboardInterrupt as error:
+            raise InterruptedRunError(
+                f"stopped: {self.num_tuned} {done}; the same command goes on from there"
+            ) from error
+        except RuntimeError as error:  # behind the first fatal one, every launch of this process fails
+            raise BackendError(f"the GPU gave up ({first_line(error)}); the same command goes on from there") from error
+        return [f"{self.num_tuned} {done}", *speeds]
 
-    def __call__(self, problem: Problem) -> None:
-        if Place.of(problem) not in self.best and self.has_time():
+    def _tune_network(self, model: SqueezeTime, precision: str) -> None:
+        network = FusedNetwork(model, device=self.config.device, dtype=DTYPES[precision])
+        for clips in self._batches(model, precision):
+            try:
+                with torch.no_grad(), executing(self, architecture=self.file.architecture):
+                    network(clips)
+            except torch.OutOfMemoryError:
+                self.say(f"{precision}, {len(clips)} clips: more than fits in memory")
+
+    def __call__(self, problem: Problem) -> Launch:
+        """Launch ``problem`` with its best tiles, which are looked for if nobody knows them and there is time."""
+        if self.file.tiles(problem) is None and time.perf_counter() < self._ends:
             self._tune(problem)
-        self.launch_best(problem)
+        return self._launch_best(problem)
 
-    def launch_best(self, problem: Problem) -> None:
-        """Launch ``problem`` with the best tiles that are known, else with those of its heuristic."""
-        problem.launch(self.best.get(Place.of(problem), problem.heuristic))()
-
-    def launch_heuristic(self, problem: Problem) -> None:
-        """Launch ``problem`` as if nothing were tuned."""
-        problem.launch(problem.heuristic)()
+    def _launch_best(self, problem: Problem) -> Launch:
+        return problem.launch(self.file.tiles(problem) or problem.heuristic)()
 
     def _tune(self, problem: Problem) -> None:
-        candidates = [config for config in problem.candidates() if config != problem.heuristic]
-        if self.quick:
-            candidates = candidates[:: math.ceil(len(candidates) / QUICK_CANDIDATES) or 1]
-        launches = {config: problem.launch(config) for config in (problem.heuristic, *candidates)}
-        trial = Trial(self.stopwatch, launches, problem.heuristic)
+        """Time all that give the results of the first that runs, the heuristic's if it does; the best few again."""
+        tried = dict.fromkeys((problem.heuristic, *problem.candidates()))
+        launches = {config: problem.launch(config) for config in tried}
+        compile_ahead(launches.values())
+        seconds: dict[Config, float] = {}
+        expected: list[Tensor] = []
+        reason = "all spill"
+        for config, launch in launches.items():
+            try:
+                results = _results(launch)
+                expected = expected or results
+                if not all(map(_close, results, expected)):
+                    self.say(f"{problem.name}: {tuple(config)} gives wrong results")
+                elif config == problem.heuristic or not getattr(launch.compiled(), "n_spills", 0):
+                    seconds[config] = self.clock(launch)
+            except torch.OutOfMemoryError:
+                raise
+            except LAUNCH_ERRORS as error:
+                reason = first_line(error)
+        if not seconds:
+            raise BackendError(f"{problem.name}: no tiles run on this GPU: {reason}; use --backend compile or eager")
+        best = sorted(seconds, key=seconds.__getitem__)[:FINALISTS]
         try:
-            trial.run()
-        except BackendError:
-            if trial.seconds:
-                self._keep(problem, trial)  # with --resume, what broke the GPU is not tried again
-            raise
-        self._keep(problem, trial)
+            for config in [*dict.fromkeys((*best, *(seconds.keys() & {problem.heuristic})))] * 2:
+                seconds[config] = min(seconds[config], self.clock(launches[config]))
+        finally:  # where one of the others broke the GPU, the next run does without them
+            self._keep(problem, seconds, len(launches))
 
-    def _keep(self, problem: Problem, trial: Trial) -> None:
-        place, best = Place.of(problem), trial.best
-        self.best[place] = best
+    def _keep(self, problem: Problem, seconds: Mapping[Config, float], num_tried: int) -> None:
+        best, heuristic_s = min(seconds, key=seconds.__getitem__), seconds.get(problem.heuristic)
+        if heuristic_s is not None and seconds[best] >= WORTH * heuristic_s:
+            best = problem.heuristic
         self.num_tuned += 1
-        heuristic_s, best_s = trial.seconds.get(problem.heuristic), trial.seconds[best]
-        self.file.keep_tiles(place, best, heuristic_s=heuristic_s, best_s=best_s)
+        self.file.keep_tiles(problem, best, heuristic_s=heuristic_s, best_s=seconds[best])
         before = "failed" if heuristic_s is None else f"{1e6 * heuristic_s:.1f}"
         tiles = "as before" if best == problem.heuristic else str(tuple(best))
-        refused = "".join(f", {count} {reason}" for reason, count in trial.refused.items())
-        self.say(f"{place}: {before} -> {1e6 * best_s:.1f} us, {tiles} ({len(trial.seconds)} timed{refused})")
+        gain = f"{before} -> {1e6 * seconds[best]:.1f} us, {tiles}"
+        self.say(f"{problem.name}, {problem.rows} rows: {gain} ({len(seconds)} of {num_tried} timed)")
 
-
-def _tune_network(gpu: Gpu, config: TuneConfig, model: SqueezeTime, precision: str, tuner: Tuner) -> None:
-    """Run the network on batches of every size, the largest first."""
-    network = FusedNetwork(model, device=gpu.device, dtype=DTYPES[precision])
-    for batch_size in sorted(set(config.batch_sizes), reverse=True):
-        if not tuner.has_time():
-            return
-        try:
-            clips = _clips(gpu, config, model, precision, batch_size)
-            new = _places(network, clips, gpu) - tuner.best.keys()
-            tuner.say(f"{precision}, {batch_size} clips: {len(new)} problems")
-            with torch.no_grad(), executing(tuner, architecture=gpu.architecture):
-                network(clips)
-        except torch.OutOfMemoryError:
-            tuner.say(f"{precision}, {batch_size} clips: more than fits in memory, left out")
-
-
-def _places(network: FusedNetwork, clips: Tensor, gpu: Gpu) -> set[Place]:
-    """Return all problems of a run. Nothing is launched."""
-    places: set[Place] = set()
-    with torch.no_grad(), executing(lambda problem: places.add(Place.of(problem)), architecture=gpu.architecture):
-        network(clips)
-    return places
-
-
-def _network_speeds(gpu: Gpu, config: TuneConfig, model: SqueezeTime, precision: str, tuner: Tuner) -> dict[str, float]:
-    """Return clips/s of every backend, and of triton as it was before; none of those that fail. Keeps them, too.
-
-    Each is measured with the largest batch that fits: its speed is what a run would have.
-    """
-    speeds: dict[str, float] = {}
-    runs = [(name, name, tuner.launch_best) for name in BACKENDS]
-    runs.insert(1, (BEFORE, "triton", tuner.launch_heuristic))
-    for title, name, execute in runs:
-        for batch_size in sorted(set(config.batch_sizes), reverse=True):
-            try:
-                clips = _clips(gpu, config, model, precision, batch_size)
-                network = InferenceModel(model, name, device=gpu.device, precision=precision)
-                with executing(execute, architecture=gpu.architecture):
-                    speeds[title] = batch_size / gpu.stopwatch.network_s(partial(network, clips))
-            except torch.OutOfMemoryError:
-                tuner.say(f"{precision}, {batch_size} clips, {title}: more than fits in memory")
-                continue
-            except (BackendError, *LAUNCH_ERRORS) as error:
-                tuner.say(f"{precision}, {batch_size} clips, {title}: not measured ({first_line(error)})")
+    def _measure(self, model: SqueezeTime, precision: str) -> Iterator[str]:
+        """Yield clips/s of every backend, and of triton as it was before, with the largest batch that fits."""
+        speeds: dict[str, float] = {}
+        for title, backend, execute in (
+            ("eager", "eager", self._launch_best),
+            ("triton, not tuned", "triton", lambda problem: problem.launch(problem.heuristic)()),
+            ("triton", "triton", self._launch_best),
+            ("compile", "compile", self._launch_best),
+        ):
+            for clips in self._batches(model, precision):
+                try:
+                    network = InferenceModel(model, backend, device=self.config.device, precision=precision)
+                    with executing(execute, architecture=self.file.architecture):
+                        speeds[title] = len(clips) / self.clock(partial(network, clips))
+                except torch.OutOfMemoryError:
+                    continue
+                except (BackendError, *LAUNCH_ERRORS) as error:
+                    yield f"{precision} {title}: not measured ({first_line(error)})"
+                    break
+                self.file.keep_network(precision, {name: speeds[name] for name in BACKENDS if name in speeds})
+                yield f"{precision} {title}: {speeds[title]:.0f} clips/s, {len(clips)} at once"
                 break
-            tuner.say(f"{precision}, {batch_size} clips, {title}: {speeds[title]:.0f} clips/s")
-            tuner.file.keep_network(precision, {name: speeds[name] for name in BACKENDS if name in speeds})
-            break
-    return speeds
+
+    def _batches(self, model: SqueezeTime, precision: str) -> Iterator[Tensor]:
+        """Yield batches of every size, the largest first: normal noise on the GPU, as real clips are normalised."""
+        shape = model.config.input_channels, self.config.size, self.config.size
+        for batch_size in sorted(set(self.config.batch_sizes), reverse=True):
+            torch.manual_seed(0)
+            clips = torch.randn((batch_size, *shape), dtype=DTYPES[precision], device=self.config.device)
+            yield clips.contiguous(memory_format=torch.channels_last)
 
 
-def _clips(gpu: Gpu, config: TuneConfig, model: SqueezeTime, precision: str, batch_size: int) -> Tensor:
-    """Return clips of normal noise, normalised as real ones are, on the GPU."""
-    shape = batch_size, model.config.input_channels, config.size, config.size
-    generator = torch.Generator(gpu.device).manual_seed(0)
-    clips = torch.randn(shape, generator=generator, dtype=DTYPES[precision], device=gpu.device)
-    return clips.contiguous(memory_format=torch.channels_last)
+def compile_ahead(launches: Iterable[Launch]) -> None:
+    """Compile ``launches``, which may be of tensors on ``meta``, on all cores. What fails is raised when launched."""
+    # Most of the compiler runs without Python's lock. Where ptxas fails, Triton prints the whole source.
+    with (
+        ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads,
+        redirect_stdout(None),
+        triton.AsyncCompileMode(threads, ignore_errors=True),
+    ):
+        for launch in launches:
+            launch.compiled()
+
+
+def _results(launch: Launch) -> list[Tensor]:
+    """Launch into NaN and return what was written; sums without their cut, which depends on the tiles."""
+    written = [launch.args["out"], *([launch.args["sums"]] if launch.args.get("SUMS") else [])]
+    for tensor in written:
+        tensor.fill_(math.nan)
+    launch()
+    return [written[0].clone(), *(sums.sum(1) for sums in written[1:])]
+
+
+def _close(found: Tensor, expected: Tensor) -> bool:
+    largest = expected.abs().nan_to_num(0.0, 0.0).max().item()
+    return torch.allclose(found, expected, rtol=0.0, atol=TOLERANCES[expected.dtype] * largest, equal_nan=True)
