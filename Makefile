@@ -48,10 +48,10 @@ index: $(READY) $(if $(filter samples,$(VIDEOS)),samples/labels.csv)
 	$(BIN)/sqt-fast index $(VIDEOS) --out $(OUT) --weights $(WEIGHTS) $(ARGS)
 
 test: $(READY_DEV)
-	$(BIN)/python -m pytest -n auto --dist loadgroup -m "not exhaustive" $(ARGS)
+	$(BIN)/python -m pytest -n auto -m "not exhaustive" $(ARGS)
 
 test-all: $(READY_DEV)
-	$(BIN)/python -m pytest -n auto --dist loadgroup $(ARGS)
+	$(BIN)/python -m pytest -n auto $(ARGS)
 
 lint: $(READY_DEV)
 	$(BIN)/ruff check
@@ -71,7 +71,7 @@ KERNEL_TESTS := $(patsubst %,tests/test_%.py,numerics products pointwise conv ct
 	squeeze_cuda fused launch tuned)
 
 test-kernels: $(READY_DEV)
-	$(BIN)/python -m pytest -n auto --dist loadgroup $(KERNEL_TESTS) tests/test_compile.py tests/test_fold.py tests/test_graphed.py $(ARGS)
+	$(BIN)/python -m pytest -n auto $(KERNEL_TESTS) tests/test_compile.py tests/test_fold.py tests/test_graphed.py $(ARGS)
 
 # The most important first, each with a limit: 8 minutes in all. What fails does not stop the rest, but the exit code says so.
 HAS = $(shell $(GPU_PYTHON) -c 'import $(1)' 2>/dev/null && echo yes)

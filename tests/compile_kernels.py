@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sqt_fast.kernels.launch import Config, Launch, Problem, best_config, executing
+from sqt_fast.kernels.launch import SHARED_BYTES, Config, Launch, Problem, best_config, executing, product_bytes
 from tests.nvrtc import usage
 
 ARCHITECTURES = (80, 90, 100, 120)
@@ -224,10 +224,11 @@ def network_tasks(architectures: Iterable[int], dtypes: Sequence[str], *, quick:
     return list(tasks.values())
 
 
-def candidate_tasks(architectures: Iterable[int], dtypes: Iterable[str]) -> list[Task]:
+def candidate_tasks(architectures: Iterable[int], dtypes: Iterable[str], *, quick: bool = False) -> list[Task]:
     """Return the compilations of all that tuning would try, each once for every kind of problem.
 
-    Of those that differ in channels, columns and pixels only, that of the deepest: its loops are the longest.
+    Of those that differ in channels, columns and pixels only, that of the deepest: its loops are the longest. quick:
+    only tiles whose operands fill half of the shared memory, and which may need more than there is.
     """
     tasks: dict[tuple[object, ...], Task] = {}
     for architecture in architectures:
@@ -235,7 +236,9 @@ def candidate_tasks(architectures: Iterable[int], dtypes: Iterable[str]) -> list
             problems = [p for depth in (18, 50) for p in network_problems(architecture, DTYPES[dtype], depth=depth)]
             for task in tasks_of(problems, architecture, dtype, lambda problem: problem.candidates()):
                 kind = re.sub(r" (c|n|k|r)=[\d+]+", "", task.name)
-                tasks[kind, architecture, task.config._replace(copy_bytes=0)] = task
+                half = SHARED_BYTES[architecture] // 2
+                if not quick or product_bytes(task.config, DTYPES[dtype].itemsize) > half:
+                    tasks[kind, architecture, task.config._replace(copy_bytes=0)] = task
     return list(tasks.values())
 
 
@@ -266,7 +269,7 @@ def main() -> None:
     parser.add_argument("--candidates", action="store_true", help="with all tiles that tuning would try")
     args = parser.parse_args()
     if args.candidates:
-        tasks = candidate_tasks(args.architectures, args.dtypes)
+        tasks = candidate_tasks(args.architectures, args.dtypes, quick=args.quick)
     else:
         tasks = network_tasks(args.architectures, args.dtypes, quick=args.quick)
     results = compile_all(tasks)
