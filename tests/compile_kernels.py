@@ -228,7 +228,7 @@ def candidate_tasks(architectures: Iterable[int], dtypes: Iterable[str], *, quic
     """Return the compilations of all that tuning would try, each once for every kind of problem.
 
     Of those that differ in channels, columns and pixels only, that of the deepest: its loops are the longest. quick:
-    only tiles whose operands fill half of the shared memory, and which may need more than there is.
+    only tiles whose operands fill half of the shared memory, each with the most loads in flight: others need less.
     """
     tasks: dict[tuple[object, ...], Task] = {}
     for architecture in architectures:
@@ -236,9 +236,12 @@ def candidate_tasks(architectures: Iterable[int], dtypes: Iterable[str], *, quic
             problems = [p for depth in (18, 50) for p in network_problems(architecture, DTYPES[dtype], depth=depth)]
             for task in tasks_of(problems, architecture, dtype, lambda problem: problem.candidates()):
                 kind = re.sub(r" (c|n|k|r)=[\d+]+", "", task.name)
-                half = SHARED_BYTES[architecture] // 2
-                if not quick or product_bytes(task.config, DTYPES[dtype].itemsize) > half:
-                    tasks[kind, architecture, task.config._replace(copy_bytes=0)] = task
+                config = task.config._replace(copy_bytes=0)
+                if not quick:
+                    tasks[kind, architecture, config] = task
+                elif product_bytes(config, DTYPES[dtype].itemsize) > SHARED_BYTES[architecture] // 2:
+                    tile = kind, architecture, config[:3]
+                    tasks[tile] = max(tasks.get(tile, task), task, key=lambda task: task.config.num_stages)
     return list(tasks.values())
 
 

@@ -76,7 +76,7 @@ def test_shared_memory_suffices(compiled: list[dict[str, Any]], architecture: in
 @pytest.mark.exhaustive
 def test_shared_memory_suffices_for_all_that_tuning_tries(tmp_path: Path) -> None:
     tried = compile_apart(tmp_path, "--candidates", "--quick", "--architectures", "90", "--dtypes", "bf16", "fp32")
-    assert len(tried) > 100  # or nothing was looked at
+    assert len(tried) > 50  # or nothing was looked at
     assert [f"{r['name']} {r['config']}: {r['error']}" for r in tried if r["error"]] == []
     assert [f"{r['name']} {r['config']}" for r in tried if r["shared_bytes"] > SHARED_BYTES[90]] == []
 
