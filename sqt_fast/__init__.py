@@ -18,6 +18,7 @@ from sqt_fast.errors import (
     SqtError,
     VideoError,
 )
+from sqt_fast.video.archive import path_of
 
 if TYPE_CHECKING:
     from sqt_fast.engine.results import Summary
@@ -37,6 +38,7 @@ __all__ = [
     "__version__",
     "index",
     "load_model",
+    "path_of",
 ]
 __version__ = "0.1.0"
 

@@ -115,6 +115,7 @@ def main() -> None:
 )
 @click.option("--path-col", default="path", help="Column of .csv and .parquet lists that holds the path.")
 @click.option("-0", "--null", is_flag=True, help="Names on stdin and in .txt lists end in NUL bytes (find -print0).")
+@click.option("--all-links", is_flag=True, help="Label a file under every name that links give it, not under one.")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Label the first N videos only.")
 @click.option(
     "--on-error",
@@ -178,7 +179,9 @@ def _dry_run(config: IndexConfig, stdin: list[str], *, as_json: bool) -> None:
     from sqt_fast.table.ledger import existing_ledger
     from sqt_fast.video.archive import find_videos
 
-    found = find_videos(config.inputs, path_col=config.path_col, stdin=stdin, null=config.null)[: config.limit]
+    found = find_videos(
+        config.inputs, path_col=config.path_col, stdin=stdin, null=config.null, all_links=config.all_links
+    )[: config.limit]
     ledger = existing_ledger(config.output, overwrite=config.overwrite)
     videos = ledger.todo(found, ledger.gone(found), retry_failed=config.retry_failed)
     findings = survey(videos, Recipe.of(config))

@@ -57,6 +57,7 @@ class IndexConfig:
     retry_failed: bool = False
     prune: bool = False
     null: bool = False
+    all_links: bool = False
     limit: int | None = None
     decoder: str | None = None
     memory_bytes: int | None = None

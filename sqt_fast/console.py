@@ -126,6 +126,7 @@ def _this_run(summary: Summary) -> str:
     parts += [f"{summary.already_done} done before"] * bool(summary.already_done)
     parts += [f"{summary.vanished} gone from disk"] * bool(summary.vanished)
     parts += [counted(summary.other_files, "other file")] * bool(summary.other_files)
+    parts += [f"{counted(summary.links, 'link')} to files of another name"] * bool(summary.links)
     return "; ".join(parts)
 
 

@@ -25,7 +25,7 @@ from sqt_fast.table.parts import Parts
 from sqt_fast.table.rows import failed_row
 from sqt_fast.table.schema import CAN_GROW, Row, read_metadata, to_table
 from sqt_fast.versions import installed
-from sqt_fast.video.archive import VideoFile, find_videos
+from sqt_fast.video.archive import LeftOut, VideoFile, find_videos
 from sqt_fast.video.sampling import FRAME_INTERVAL
 
 VERSIONED = ("torch", "nvidia-dali-cuda130", "av", "numpy", "opencv-python-headless", "pyarrow")
@@ -43,8 +43,15 @@ def run(
     started = time.perf_counter()
     check_name(config.weights)
     labels = None if config.labels is None else read_labels(config.labels)
-    left_out: list[str] = []
-    videos = find_videos(config.inputs, path_col=config.path_col, stdin=stdin, null=config.null, left_out=left_out)
+    left_out = LeftOut()
+    videos = find_videos(
+        config.inputs,
+        path_col=config.path_col,
+        stdin=stdin,
+        null=config.null,
+        all_links=config.all_links,
+        left_out=left_out,
+    )
     recipe = Recipe.of(config)
     settings = {  # what rows must have in common to share a table
         "weights_sha256": weights_sha256(config.weights),
@@ -54,7 +61,7 @@ def run(
     }
     with Parts(config.output) as parts:
         summary = _Run(config, recipe, settings, parts, report).execute(videos[: config.limit], launch)
-    summary.other_files = len(left_out)
+    summary.other_files, summary.links = len(left_out.other_files), len(left_out.links)
     summary.wall_s = time.perf_counter() - started
     return summary
 

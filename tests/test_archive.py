@@ -8,9 +8,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from sqt_fast.errors import ConfigError
-from sqt_fast.video.archive import VIDEO_SUFFIXES, VideoFile, find_videos
+from sqt_fast.video.archive import VIDEO_SUFFIXES, LeftOut, VideoFile, find_videos, path_of
 
 
 def touch(folder: Path, *names: str | bytes) -> None:
@@ -299,11 +301,39 @@ def test_names_separated_by_nul(tmp_path: Path) -> None:
 def test_other_files_are_left_out_and_told(tmp_path: Path) -> None:
     for name in ("a.mp4", "b.gif", "c.txt"):
         (tmp_path / name).touch()
-    left_out: list[str] = []
+    left_out = LeftOut()
     assert [Path(v.path).name for v in find_videos([str(tmp_path)], left_out=left_out)] == ["a.mp4"]
-    assert sorted(Path(path).name for path in left_out) == ["b.gif", "c.txt"]
+    assert sorted(Path(path).name for path in left_out.other_files) == ["b.gif", "c.txt"]
     found = find_videos([str(tmp_path / "*.*")])
     assert [Path(v.path).name for v in found] == ["a.mp4", "b.gif"]  # named, if by a pattern
+
+
+def test_a_file_of_several_names_is_found_once_unless_asked(tmp_path: Path) -> None:
+    names = ("a link.mp4", "b.mp4", "c hard.mp4", "d dangling.mp4")
+    (tmp_path / "b.mp4").touch()
+    (tmp_path / "a link.mp4").symlink_to("b.mp4")
+    (tmp_path / "c hard.mp4").hardlink_to(tmp_path / "b.mp4")
+    (tmp_path / "d dangling.mp4").symlink_to("nowhere.mp4")
+    left_out = LeftOut()
+    found = find_videos([str(tmp_path)], left_out=left_out)
+    assert [Path(v.path).name for v in found] == ["b.mp4", "d dangling.mp4"]
+    assert [Path(path).name for path in left_out.links] == ["c hard.mp4", "a link.mp4"]
+    assert tuple(Path(v.path).name for v in find_videos([str(tmp_path)], all_links=True)) == names
+
+
+@given(st.binary(min_size=1), st.binary(min_size=1))
+@example(b"a\\xff.mp4", b"a\xff.mp4")
+@example(b"a\\x5cxff", b"a\\xff")
+def test_every_path_has_a_name_of_its_own(first: bytes, second: bytes) -> None:
+    names = [VideoFile(os.fsdecode(path), 1, 1).name for path in (first, second)]
+    assert (names[0] == names[1]) == (first == second)
+    assert [os.fsencode(path_of(name)) for name in names] == [first, second]
+    names[0].encode()  # any table can hold it
+
+
+def test_names_are_what_they_were_where_nothing_is_wrong_with_them() -> None:
+    for path in ("naïve, “quoted”.mp4", "C:\\videos\\x.mp4", "a\\xZZ"):
+        assert VideoFile(path, 1, 1).name == path == path_of(path)
 
 
 def test_a_folder_that_goes_while_it_is_searched_is_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from tests.videos import KINDS, look, write
 pytestmark = pytest.mark.usefixtures("quiet_ffmpeg")
 
 NOTHING, START, SPARE = PacketKind(), PacketKind(random_access=True), PacketKind(droppable=True)
+HIDDEN = PacketKind(shown=0)
 
 
 @pytest.fixture(scope="module")
@@ -169,9 +170,27 @@ def vop(coding_type: int) -> bytes:
     return b"\0\0\1\xb6" + bytes([coding_type << 6 | 0x10]) + b"abc"
 
 
-VOL, OTHER_VOL, USER, GOV, OTHER_GOV = (
-    b"\0\0\1" + unit for unit in (b"\x20size", b"\x20Size", b"\xb2Lavc", b"\xb3\1\2\3", b"\xb3\4\5\6")
-)
+def vol(
+    resolution: int, *, named: bool = False, shaped: bool = False, controlled: bool = False, buffered: bool = False
+) -> bytes:
+    """ISO 14496-2, 6.2.3, up to the resolution of time."""
+    bits = "0" + "00000001" + ("1" + "0010001" if named else "0")
+    bits += "1111" + "00000011" * 2 if shaped else "0001"
+    bits += "1" + "01" + "1" + ("1" + "01" * 39 + "0" if buffered else "0") if controlled or buffered else "0"
+    bits += "00" + "1" + f"{resolution:016b}"
+    bits += "0" * (-len(bits) % 8)
+    return b"\0\0\1\x20" + int(bits, 2).to_bytes(len(bits) // 8)
+
+
+def not_coded(time_bits: int) -> bytes:
+    """A P picture a second on (6.2.5), of which only vop_coded differs from those with times of another length."""
+    bits = "01" + "10" + "1" + "1" * time_bits + "1" + "0"
+    bits += "1" * (-len(bits) % 8)
+    return b"\0\0\1\xb6" + int(bits, 2).to_bytes(len(bits) // 8)
+
+
+VOL, OTHER_VOL = vol(25), vol(30)
+USER, GOV, OTHER_GOV = (b"\0\0\1" + unit for unit in (b"\xb2Lavc", b"\xb3\1\2\3", b"\xb3\4\5\6"))
 I4, P4, B4, S4 = map(vop, range(4))
 MPEG4: dict[str, tuple[list[bytes], list[PacketKind]]] = {
     "headers apart": ([I4, P4, B4, S4, I4], [START, NOTHING, SPARE, NOTHING, START]),
@@ -181,9 +200,25 @@ MPEG4: dict[str, tuple[list[bytes], list[PacketKind]]] = {
     "times that change": ([VOL + GOV + I4, VOL + OTHER_GOV + I4], [START, START]),
     "packed": ([I4, P4 + B4, P4], [START, NOTHING, NOTHING]),
     "headers with a B picture": ([I4, USER + B4], [START, NOTHING]),
-    "no picture": ([VOL, b"", b"abc"], [NOTHING] * 3),
-    "a picture cut off": ([b"\0\0\1\xb6"], [NOTHING]),
+    "no picture": ([VOL, b"", b"abc"], [HIDDEN] * 3),
+    "a picture cut off": ([b"\0\0\1\xb6"], [HIDDEN]),
+    "packed, and filled up": ([I4, P4 + B4, b"\x7f", b"\x7f"], [START, NOTHING, NOTHING, HIDDEN]),
+    "packed with two B pictures": (
+        [VOL + I4, P4 + B4, B4, not_coded(5), not_coded(5)],
+        [START, NOTHING, SPARE, NOTHING, HIDDEN],
+    ),
+    "coded, and as small": ([VOL + I4, not_coded(6)], [START, NOTHING]),
 }
+
+
+@pytest.mark.parametrize("how", [{}, *({name: True} for name in ("named", "shaped", "controlled", "buffered"))])
+@pytest.mark.parametrize("resolution", [1, 2, 24, 25, 30000, 65535])
+def test_a_picture_of_mpeg4_that_is_not_coded(how: dict[str, bool], resolution: int) -> None:
+    time_bits = max(1, (resolution - 1).bit_length())
+    for wrong in (-1, 0, 1):
+        if time_bits + wrong:
+            _, kind = kinds("mpeg4", [vol(resolution, **how) + I4, not_coded(time_bits + wrong)])
+            assert kind.shown == (wrong != 0), wrong
 
 
 @pytest.mark.parametrize("name", MPEG4)

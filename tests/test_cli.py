@@ -190,6 +190,7 @@ def test_what_is_not_said_is_left_to_the_program(asked: list[IndexConfig]) -> No
         (["--retry-failed"], {"retry_failed": True}),
         (["--overwrite"], {"overwrite": True}),
         (["--prune"], {"prune": True}),
+        (["--all-links"], {"all_links": True}),
         (["-0"], {"null": True}),
         (["--null"], {"null": True}),
         (["--quiet"], {}),

@@ -173,7 +173,8 @@ def test_lost_frames_of_a_file_that_breaks_off() -> None:
     """No packet was refused, but then none came."""
     lost = rows_of(facts(broken="a packet is cut off"), report_of(lost=[149]))[-1]
     assert lost.error_message == "1 of 38 frames that clips need could not be decoded; a packet is cut off"
-    assert (lost.start_s, lost.end_s) == pytest.approx((15.4, 15.5))
+    assert lost.start_s == pytest.approx(15.4)
+    assert lost.end_s is None, "nobody knows what was to follow"
 
 
 def test_concealed_frames() -> None:
@@ -218,7 +219,14 @@ def test_an_avi_that_is_cut_off_by_its_frame_count() -> None:
 def test_a_file_that_breaks_off_without_a_promise() -> None:
     lost = rows_of(facts(broken="reading stopped early: i/o error"))[-1]
     assert lost.error_message == "reading stopped early: i/o error"
-    assert lost.start_s == lost.end_s == pytest.approx(15.5)
+    assert lost.start_s == pytest.approx(15.5)
+    assert lost.end_s is None
+
+
+def test_packets_that_are_cut_off_in_the_middle() -> None:
+    lost = rows_of(facts(cut_s=(3.0, 3.4)))[-1]
+    assert (lost.status, lost.error_message) == ("damaged", "packets are cut off")
+    assert (lost.start_s, lost.end_s) == (3.0, 3.4)
 
 
 @pytest.mark.parametrize("rejected", [0, 150], ids=["in silence", "refused"])

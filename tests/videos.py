@@ -14,7 +14,10 @@ from numpy.typing import NDArray
 
 from sqt_fast.samples import encoding
 from sqt_fast.samples.scenes import draw, random_scene
+from sqt_fast.table.rows import _damage
+from sqt_fast.table.schema import Row
 from sqt_fast.video.archive import find_videos
+from sqt_fast.video.cpu_decoder import DecodeReport
 from sqt_fast.video.probe import Probe
 from sqt_fast.video.scan import probe
 
@@ -36,6 +39,34 @@ def look(path: Path | str) -> Probe:
     """Probe one file."""
     (video,) = find_videos([str(path)])
     return probe(video)
+
+
+def story(facts: Probe) -> str:
+    """Return what the table would say of the damage, were every frame that is there decoded."""
+    report = DecodeReport(frames_decoded=facts.num_frames, frames_wanted=facts.num_frames)
+    row = _damage(Row(path="a"), facts, report, complete=True)
+    return "" if row is None else str(row.error_message)
+
+
+def with_sound(path: Path, *, seconds: float) -> Path:
+    """Write 1.6 s of video beside ``seconds`` of silence, packets in the order of their times."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", 25)
+        sound = container.add_stream("pcm_s16le", 8000, layout="mono")
+        assert isinstance(stream, av.VideoStream)
+        assert isinstance(sound, av.AudioStream)
+        stream.width, stream.height = 96, 64
+        pictures = draw(random_scene("left", 1), np.arange(40) / 25, (96, 64))
+        for k in range(round(seconds * 25)):
+            pixels = next(pictures, None)
+            if pixels is not None:
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+            silence = av.AudioFrame.from_ndarray(np.zeros((1, 320), np.int16), format="s16", layout="mono")
+            silence.sample_rate, silence.pts = 8000, 320 * k
+            container.mux(sound.encode(silence))
+        container.mux(stream.encode(None))
+        container.mux(sound.encode(None))
+    return path
 
 
 def with_matrix(path: Path, a: int, b: int, c: int, d: int) -> None:

@@ -28,7 +28,7 @@ from sqt_fast.video.archive import VideoFile
 
 log = logging.getLogger(__name__)
 
-# A clip with more replaced frames than this says more about the damage than about the video.
+# A clip with more frames than this that are replaced or concealed says more about the damage than about the video.
 MAX_MISSING = 8
 # So many videos, one after the other, cannot all be what a network fails on.
 MAX_FAILED_IN_A_ROW = 3
@@ -267,10 +267,12 @@ class Labelling:
         planned = job.planned
         assert planned is not None
         num_clips = len(planned.clips)
+        missing = np.array([sheet.missing.get(i, planned.clips.frames.shape[1]) for i in range(num_clips)])
+        concealed = np.isin(planned.clips.frames, planned.facts.numbers_of(job.report.damaged)).sum(axis=1)
         scored = Scored(
             scores=np.zeros((num_clips, 1), np.float32) if sheet.scores is None else sheet.scores.mean(axis=1),
             embeddings=None if sheet.embeddings is None else sheet.embeddings.mean(axis=1),
-            labelled=np.array([sheet.missing.get(i, 16) <= MAX_MISSING for i in range(num_clips)]),
+            labelled=missing + concealed <= MAX_MISSING,
         )
         decoder = ", ".join(sorted(job.decoders, reverse=True))
         rows = video_rows(job.video, planned.facts, planned.clips, scored, job.report, self.task.style, decoder)

@@ -87,7 +87,8 @@ class VideoResult:
 class Summary:
     """What a run did. Counts are of this run; rows and failures of the whole table.
 
-    failed_now: videos of this run that have a row that is not ok. other_files: left out for their suffix.
+    failed_now: videos of this run that have a row that is not ok. other_files: left out for their suffix;
+    links: to files that have another name here.
     """
 
     output: str
@@ -98,6 +99,7 @@ class Summary:
     vanished: int = 0
     pruned: int = 0
     other_files: int = 0
+    links: int = 0
     rows: int = 0
     failed: int = 0
     failures: dict[str, int] = field(default_factory=dict)

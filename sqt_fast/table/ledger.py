@@ -7,7 +7,7 @@ from pathlib import Path
 from sqt_fast.errors import OutputError
 from sqt_fast.table.parts import Parts
 from sqt_fast.table.schema import read_batches
-from sqt_fast.video.archive import VideoFile
+from sqt_fast.video.archive import VideoFile, path_of
 
 
 class Ledger:
@@ -42,7 +42,7 @@ class Ledger:
         """Return the paths with rows whose file is not on disk any more. Their rows stay."""
         listed = {video.name for video in videos}
         unreachable = {v.name for v in videos if v.size_bytes is None and self.done.get(v.name, v.key) != v.key}
-        return unreachable | {path for path in self.done if path not in listed and not os.path.lexists(path)}
+        return unreachable | {path for path in self.done if path not in listed and not os.path.lexists(path_of(path))}
 
     def todo(self, videos: Sequence[VideoFile], gone: set[str], *, retry_failed: bool) -> list[VideoFile]:
         """Return the videos without rows, with rows of an older state of the file, or to be tried again."""

@@ -110,7 +110,7 @@ def _damage(base: Row, probe: Probe, report: DecodeReport, *, complete: bool) ->
     """Return the row that says what was lost, None if nothing was. complete: every clip has a label."""
     if len(report.lost) == report.frames_wanted and not complete:
         return replace(base, status="no_decodable_frame", error_message="no decodable frame", decoder=None)
-    found: list[tuple[str, float, float]] = []  # what, from when, until when
+    found: list[tuple[str, float, float | None]] = []  # what, from when, until when; None: nobody knows
     # A frame may fail to appear in a sound file (hidden pictures); it is lost only where something went wrong.
     lost = sorted(report.lost) if report.rejected or not complete or probe.broken else []
     damaged = probe.numbers_of(report.damaged)
@@ -120,17 +120,20 @@ def _damage(base: Row, probe: Probe, report: DecodeReport, *, complete: bool) ->
     ):
         if frames:
             found.append((story, float(probe.times_s[frames[0]]), _frame_time(probe, frames[-1] + 1)))
+    if probe.cut_s is not None:
+        found.append(("packets are cut off", *probe.cut_s))
     missing_end = _missing_end(probe)
     if missing_end is not None:
         found.append((missing_end[0], float(probe.end_s), missing_end[1]))
     if not found:
         return None
     stories, starts_s, ends_s = zip(*found, strict=True)
-    return replace(base, status="damaged", error_message="; ".join(stories), start_s=min(starts_s), end_s=max(ends_s))
+    end_s = None if None in ends_s else max(ends_s)
+    return replace(base, status="damaged", error_message="; ".join(stories), start_s=min(starts_s), end_s=end_s)
 
 
-def _missing_end(probe: Probe) -> tuple[str, float] | None:
-    """Return what is missing after the last frame and when that would end, None if nothing is."""
+def _missing_end(probe: Probe) -> tuple[str, float | None] | None:
+    """Return what is missing after the last frame and when that would end, None if nothing is or nobody knows."""
     if probe.promised_end_s is not None and probe.promised_end_s - probe.end_s > LOST_SECONDS:
         story = f"the file is cut off: its header promises {probe.promised_end_s:.2f} s, it holds {probe.end_s:.2f} s"
         return story, probe.promised_end_s
@@ -138,5 +141,6 @@ def _missing_end(probe: Probe) -> tuple[str, float] | None:
         story = f"the file is cut off: its header promises {probe.promised_frames} frames, it holds {probe.num_frames}"
         return story, float(probe.times_s[0]) + probe.promised_frames / probe.fps
     if probe.broken:
-        return probe.broken, max(float(probe.end_s), probe.promised_end_s or 0.0)
+        promised_s = probe.promised_end_s or 0.0
+        return probe.broken, promised_s if promised_s > probe.end_s else None
     return None

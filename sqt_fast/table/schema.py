@@ -80,7 +80,9 @@ class Row:
         int | None, pa.int32(), "display rotation as ffprobe prints it (-90: shown turned 90 degrees clockwise)"
     ] = None
     clock_jumped: Annotated[
-        bool | None, pa.bool_(), "whether the file's clock jumps back: times go on as a player's do, nothing is lost"
+        bool | None,
+        pa.bool_(),
+        "whether the file's clock jumps back or pictures share a time: times go on as a player's do, nothing is lost",
     ] = None
     decoder: Annotated[str | None, pa.string(), "what decoded it"] = None
     size_bytes: Annotated[int | None, pa.int64(), "size of the file"] = None

@@ -4,9 +4,10 @@ import csv
 import glob
 import io
 import os
+import re
 import stat
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from sqt_fast.errors import ConfigError, system_reason
@@ -35,13 +36,30 @@ class VideoFile:
 
     @property
     def name(self) -> str:
-        """The path as text that any table can hold: bytes that are not UTF-8 become \\xNN."""
-        return os.fsencode(self.path).decode("utf-8", "backslashreplace")
+        """The path as text that any table can hold, another one for every path (see ``path_of``).
+
+        Bytes that are not UTF-8 become \\xNN, and so does a backslash that would look like the beginning of that.
+        """
+        escaped = re.sub(rb"\\(?=x[0-9a-f]{2})", rb"\\x5c", os.fsencode(self.path))
+        return escaped.decode("utf-8", "backslashreplace")
 
     @property
     def key(self) -> tuple[str, int | None, int | None]:
         """What makes it the same file as in an earlier run."""
         return self.name, self.size_bytes, self.mtime_ns
+
+
+def path_of(name: str) -> str:
+    """Return the path that stands as ``name`` in a table's column ``path``; ``os.fsencode`` gives its bytes."""
+    return os.fsdecode(re.sub(rb"\\x([0-9a-f]{2})", lambda code: bytes([int(code[1], 16)]), name.encode()))
+
+
+@dataclass
+class LeftOut:
+    """What inputs name and is not labelled. other_files: not called videos by a suffix; links: to files that are."""
+
+    other_files: list[str] = field(default_factory=list)
+    links: list[str] = field(default_factory=list)
 
 
 def find_videos(
@@ -50,23 +68,43 @@ def find_videos(
     path_col: str = "path",
     stdin: Iterable[str] = (),
     null: bool = False,
-    left_out: list[str] | None = None,
+    all_links: bool = False,
+    left_out: LeftOut | None = None,
 ) -> list[VideoFile]:
     """Return the videos that ``inputs`` name, each once, sorted by path.
 
     Folders are searched recursively for the usual video suffixes; files named one by one, in lists or on stdin are
     taken whatever their name. A folder that cannot be read is returned as a file with a ``problem``. null: names in
-    .txt lists end in NUL bytes, not in lines. left_out: is given the files of folders that no suffix calls videos.
-    Raises ConfigError for an input that does not exist, a list that cannot be read, and when there is no video at all.
+    .txt lists end in NUL bytes, not in lines. all_links: a file that has several names, by links, is returned under
+    each, else under the first that is no symbolic link. left_out: is told what is not returned. Raises ConfigError for
+    an input that does not exist, a list that cannot be read, and when there is no video at all.
     """
     found: dict[str, str] = {}
-    search = _Search(path_col, stdin, null, [] if left_out is None else left_out)
+    left_out = LeftOut() if left_out is None else left_out
+    search = _Search(path_col, stdin, null, left_out.other_files)
     for text in inputs:
         for path in search.expand(text):
             found.setdefault(os.path.abspath(path), path)  # noqa: PTH100 - resolve() would follow links
     if not found:
         raise ConfigError(f"input {' '.join(inputs)}: no video files found there")
-    return sorted((_look(path) for path in found.values()), key=lambda video: video.name)
+    videos = (_look(path) for path in (found.values() if all_links else _without_links(found.values(), left_out)))
+    return sorted(videos, key=lambda video: video.name)
+
+
+def _without_links(paths: Iterable[str], left_out: LeftOut) -> Iterator[str]:
+    """Yield one path of every file, and what cannot be looked at."""
+    seen: set[tuple[int, int]] = set()
+    for path in sorted(paths, key=lambda path: (os.path.islink(path), path)):  # noqa: PTH114 - cheaper than Path's
+        try:
+            info = Path(path).stat()
+        except (OSError, ValueError):
+            yield path
+            continue
+        if (info.st_dev, info.st_ino) in seen:
+            left_out.links.append(path)
+        else:
+            seen.add((info.st_dev, info.st_ino))
+            yield path
 
 
 @dataclass

@@ -5,6 +5,7 @@ others refer to. In doubt a packet is neither a start nor to be left out.
 """
 
 import functools
+import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
@@ -46,7 +47,7 @@ def packet_reader(codec: str, extradata: bytes | None) -> Reader:
     if codec == "av1":
         return Av1Reader(extradata).read
     if codec == "mpeg4":
-        return _Mpeg4Reader().read
+        return _Mpeg4Reader(extradata).read
     if codec in INTRA_CODECS:
         return lambda _: INTRA
     simple: dict[str, Reader] = {
@@ -170,31 +171,75 @@ def _start_codes(data: bytes) -> Iterator[int]:
 
 
 VOP = b"\0\0\1\xb6"  # start code of a picture
+# Of a picture that is not coded, in bytes: start code, type, time, and hardly anything else.
+MAX_NOT_CODED = 19
 
 
 class _Mpeg4Reader:
     """MPEG-4 part 2 (ISO 14496-2, 6.2): a start repeats the headers of the first packet.
 
-    FFmpeg chooses its inverse transform by the encoder's name among them.
+    FFmpeg chooses its inverse transform by the encoder's name among them. DivX packs a B picture behind the one that it
+    needs; so that packets stay as many as pictures, one follows that holds none, or one that is not coded. Such a
+    packet shows the B picture that is held, if there is one.
+
+    extradata: the headers that the container stores apart.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, extradata: bytes | None) -> None:
         self.headers: bytes | None = None
+        self.time_bits = _time_bits(extradata or b"")
+        self.held = 0  # pictures of packets before that are yet to be shown
 
     def read(self, packet: memoryview) -> PacketKind:
         data = bytes(packet)
+        if len(data) <= MAX_NOT_CODED and self._is_not_coded(data):
+            return self._holds_none()
         if self.headers is not None and len(data) > 4 and data.startswith(VOP) and data.find(VOP, 4) < 0:
             coding_type = data[4] >> 6  # most packets: one picture and nothing else
             return PacketKind(coding_type == 0 and not self.headers, coding_type == 2)
         pictures = [at for at in _start_codes(data) if data[at : at + 1] == b"\xb6" and at + 1 < len(data)]
-        if len(pictures) != 1:
-            return NEEDED  # packed: a B picture travels with another
+        if not pictures:
+            return self._holds_none()
+        if len(pictures) > 1:
+            self.held += len(pictures) - 1
+            return NEEDED
         headers = b"".join(_without_time(data, at) for at in _start_codes(data) if at < pictures[0])
         if self.headers is None:
             self.headers = headers
+        if headers:
+            self.time_bits = _time_bits(data) or self.time_bits
         coding_type = data[pictures[0] + 1] >> 6
         starts = coding_type == 0 and headers == self.headers
         return PacketKind(starts, coding_type == 2 and not headers, headers=zlib.crc32(headers) if headers else 0)
+
+    def _holds_none(self) -> PacketKind:
+        shown = min(self.held, 1)
+        self.held -= shown
+        return NEEDED._replace(shown=shown)
+
+    def _is_not_coded(self, data: bytes) -> bool:
+        """ISO 14496-2, 6.2.5: type (2 bits), seconds passed (ones, a zero), a marker, the time, a marker, vop_coded."""
+        if not data.startswith(VOP) or not self.time_bits:
+            return False
+        bits = f"{int.from_bytes(data[4:]):0{8 * len(data[4:])}b}"
+        at = bits.find("0", 2) + 2 + self.time_bits + 1
+        return bits[at : at + 1] == "0"
+
+
+def _time_bits(headers: bytes) -> int:
+    """Return how many bits a picture's time takes, by the header of a video object layer (6.2.3); 0 without one."""
+    found = re.search(rb"\x00\x00\x01[\x20-\x2f]", headers)
+    if found is None:
+        return 0
+    rest = headers[found.end() : found.end() + 32]
+    bits = f"{int.from_bytes(rest):0{8 * len(rest)}b}0"
+    at = 9  # random_accessible_vol, video_object_type_indication
+    at += 8 if bits[at] == "1" else 1  # is_object_layer_identifier: verid, priority
+    at += 4 + 16 * (bits[at : at + 4] == "1111")  # aspect_ratio_info, extended_PAR
+    if bits[at : at + 1] == "1":  # vol_control_parameters: chroma_format, low_delay, vbv_parameters
+        at += 4 + 79 * (bits[at + 4 : at + 5] == "1")
+    at += 1 + 2 + 1  # the flag itself, video_object_layer_shape, marker
+    return (int(bits[at : at + 16] or "1", 2) - 1).bit_length() or 1
 
 
 def _without_time(data: bytes, at: int) -> bytes:

@@ -46,9 +46,10 @@ class Probe:
     do not pair, as some are only referred to, or lead the file and lack what they refer to. reorder_depth: how many
     pictures may precede one in the file and follow it in time. times_s: (F,) float64, presentation time of each frame;
     end_s: when the last one ends. pts: (F,) int64 stream ticks by which decoded frames are recognised, None where the
-    container's times cannot be trusted and frames are counted instead. clock_jumped: the file's clock jumps back; times
-    and ticks here are mended. promised_end_s: when the video ends according to
-    the container, None if it does not say. broken: why reading stopped early, None if it did not.
+    container's times cannot be trusted and frames are counted instead. clock_jumped: the file's clock jumps back, or
+    pictures share a time; times and ticks here are mended. cut_s: from when to when there are packets of which bytes
+    are missing, None if there are none. promised_end_s: when the video ends according to the container, None if it does
+    not say. broken: why reading stopped early, None if it did not.
     """
 
     source: Source
@@ -72,6 +73,7 @@ class Probe:
     promised_frames: int | None
     broken: str | None
     clock_jumped: bool = False
+    cut_s: tuple[float, float] | None = None
 
     @property
     def num_frames(self) -> int:

@@ -1,6 +1,6 @@
 """Learn what a file holds: one pass over its packets, one decoded picture, nothing more."""
 
-import re
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,8 +16,9 @@ from av.video.stream import VideoStream
 from sqt_fast.errors import VideoError, system_reason
 from sqt_fast.video.archive import VideoFile
 from sqt_fast.video.bitstream import packet_reader
-from sqt_fast.video.clock import CLOCKED_FORMATS, mend
+from sqt_fast.video.clock import CLOCKED_FORMATS, MAX_SHARED, in_order, mend, shared, spread
 from sqt_fast.video.container import open_video
+from sqt_fast.video.ending import promised_end_s, why_cut_off
 from sqt_fast.video.packets import NEW_HEADERS, NO_TIME, SHOWN, PacketColumns, Packets
 from sqt_fast.video.probe import Orientation, Probe, Source
 from sqt_fast.video.sampling import Float64
@@ -25,9 +26,6 @@ from sqt_fast.video.sampling import Float64
 # Containers that store no presentation times: what FFmpeg calls pts there is a guess from decode order.
 UNTIMED_FORMATS = frozenset({"avi", "h264", "hevc", "m4v", "mpegvideo", "mjpeg", "obu", "vc1", "cavsvideo", "dirac"})
 FALLBACK_FPS = 25.0
-TS_PACKET_SIZES = (188, 192, 204)
-FLV_HEADER = re.compile(rb"FLV\x01[\x00\x01\x04\x05]\x00\x00\x00\x09")  # of version 1, with sound, video, or both
-JOIN_BYTES = 1 << 20  # behind the last picture, where sound may follow before the second file
 PROGRESSIVE = (0, 1)  # AVFieldOrder: unknown, progressive
 
 
@@ -73,34 +71,74 @@ class _Scan:
         self.last_duration = 0
         self.end = 0  # of the last packet, in bytes from the start of the file
         self.has_hidden = False
-        self.jumps_back = 0
+        self.cut_packets: list[int] = []
         self.packets = self._read()
-        self.pts = self.packets.pts[self.packets.are(SHOWN)]
+        self.start_s = (container.start_time or 0) / av.time_base
+        self.tick_s = float(stream.time_base or 0)
+        self._mend()
+        self.interval_s = self._interval_s()
 
     def _read(self) -> Packets:
         context = self.stream.codec_context
         read, columns = packet_reader(context.codec.canonical_name, context.extradata), PacketColumns()
-        corrupt: list[int] = []
         for packet in self._packets():
             self.on_packet(packet)
             kind = read(memoryview(packet))
             self.end = (packet.pos or 0) + packet.size
             if packet.is_corrupt:
-                corrupt.append(len(columns))
+                self.cut_packets.append(len(columns))
             columns.add(packet.pts, packet.dts, packet.size, kind, discarded=packet.is_discard)
             self.has_hidden |= kind.shown != 1 or kind.hides
             if packet.duration and kind.shown and not packet.is_discard and (packet.pts or 0) >= self.last_pts:
                 self.last_pts, self.last_duration = packet.pts or 0, packet.duration
-        packets = columns.finish()
-        if self.container.format.name in CLOCKED_FORMATS:
-            clock = mend(packets.pts, packets.dts, 1 / float(self.stream.time_base or 1))
-            self.jumps_back = len(clock.back)
-            corrupt = [rank for rank in corrupt if not clock.explains(rank)]
+        self.broken = why_cut_off(self.container, self.stream, len(columns), self.end) or self.broken
+        return columns.finish()
+
+    def _mend(self) -> None:
+        """Put the times right: ``ticks`` are those of what is shown, ``packets`` tells pictures apart afterwards."""
+        name, packets = self.container.format.name, self.packets
+        shown = packets.are(SHOWN)
+        self.is_timed = name not in UNTIMED_FORMATS and NO_TIME not in packets.pts[shown]
+        self.clock_jumped = False
+        if name in CLOCKED_FORMATS:
+            clock = mend(packets.pts, packets.dts, 1 / (self.tick_s or 1), has_dts="matroska" not in name)
+            self.cut_packets = [rank for rank in self.cut_packets if not clock.explains(rank)]
+            self.is_timed &= not clock.tells_nothing
+            self.clock_jumped = len(clock.back) > 0
             packets = replace(packets, pts=clock.pts, dts=clock.dts)
-        if corrupt:
-            self.broken = "a packet is cut off"
-        self.broken = self._cut_off(len(columns)) or self.broken
-        return packets
+        self.ticks = packets.pts[shown]
+        if self.is_timed and (num_shared := shared(self.ticks)):
+            self.clock_jumped = True
+            # MPEG-PS stamps a picture a pack; where packs hold more, FFmpeg's guesses for the others may clash.
+            self.is_timed = name != "mpeg" and not (self._reorders and num_shared > MAX_SHARED * len(self.ticks))
+            pts, dts = in_order(packets.pts)
+            packets = replace(packets, pts=pts, dts=dts)
+        self.packets = packets
+        if self.cut_packets and self.cut_packets[-1] == len(packets) - 1:
+            self.broken = self.broken or "a packet is cut off"
+            self.cut_packets.pop()
+
+    def _cut_s(self, times_s: Float64, end_s: float) -> tuple[float, float] | None:
+        """Return from when to when packets are shown of which bytes are missing, None if there are none."""
+        places = np.full(len(self.packets), len(times_s))
+        ranks = np.flatnonzero(self.packets.are(SHOWN))
+        order = np.argsort(self.packets.pts[ranks], kind="stable") if self.is_timed else np.arange(len(ranks))
+        places[ranks[order]] = np.arange(len(ranks))
+        cut = np.sort(places[self.cut_packets])
+        cut = cut[cut < len(times_s)]
+        if not len(cut):
+            return None
+        return float(times_s[cut[0]]), float(np.append(times_s, end_s)[cut[-1] + 1])
+
+    def _interval_s(self) -> float:
+        """How long a frame is shown, as the headers say: those of the codec where the container's times were wrong."""
+        of_codec = self.stream.codec_context.framerate if self.clock_jumped else None
+        rate = of_codec or self.stream.guessed_rate or self.stream.average_rate
+        return 1 / float(rate or FALLBACK_FPS)
+
+    @property
+    def _reorders(self) -> bool:
+        return bool(self.stream.codec_context.has_b_frames)
 
     def _packets(self) -> Iterator["av.Packet[Any]"]:
         packets, is_first = self.container.demux(self.stream), True
@@ -119,35 +157,15 @@ class _Scan:
             if packet.size:
                 yield packet
 
-    def _cut_off(self, packets_read: int) -> str | None:
-        """Say so where FFmpeg stops in silence: an MP4's index names data beyond the end, a TS ends inside a packet."""
-        size = self.container.size
-        if self.container.format.name == "mpegts" and size > 0 and all(size % n for n in TS_PACKET_SIZES):
-            return "the file is cut off inside a transport packet"
-        if self.container.format.name == "flv" and self._holds_another_flv():
-            return "another FLV file is joined behind this one, which FFmpeg does not read: cut them apart"
-        entries = self.stream.index_entries
-        if not entries or not self.container.format.name.startswith("mov"):
-            return None
-        if entries[-1].pos + entries[-1].size <= size:
-            return None
-        return f"the file is cut off: its index names {len(entries)} pictures, it holds {packets_read}"
-
-    def _holds_another_flv(self) -> bool:
-        """Whether a second file begins behind the last packet: its header is skipped as a tag of 5 MB."""
-        with open(self.container.name, "rb") as file:  # noqa: PTH123 - surrogates in the name
-            file.seek(self.end)
-            return FLV_HEADER.search(file.read(JOIN_BYTES)) is not None
-
     def probe(self, path: str) -> Probe:
         """Return what has been learnt. Raises VideoError."""
-        if self.first_frame is None or not len(self.pts):
+        if self.first_frame is None or not len(self.ticks):
             read = len(self.packets)
             reason = f"no decodable frame in {read} packets" if read else "no video data"
             raise VideoError("no_decodable_frame", reason)
         context, frame = self.stream.codec_context, self.first_frame
         times_s, end_s = self._times()
-        tick_s = float(self.stream.time_base or 0)
+        pts = self.packets.pts[self.packets.are(SHOWN)]
         return Probe(
             source=Source(path, self.stream.index, frame.width, frame.height, _orientation(frame)),
             packets=self.packets,
@@ -162,55 +180,45 @@ class _Scan:
             has_hidden=self.has_hidden or bool((self.packets.pts < self.packets.pts[0]).any()),
             reorder_depth=int(context.reorder_depth),
             fps=self._fps(times_s, end_s),
-            is_vfr=_is_vfr(times_s, tick_s),
+            is_vfr=_is_vfr(times_s, self.tick_s),
             times_s=times_s,
             end_s=end_s,
-            pts=np.unique(self.pts) if self._is_timed() and not self._is_decode_order() else None,
-            promised_end_s=self._promised_end_s(),
+            pts=np.sort(pts) if self.is_timed and not self._is_decode_order() else None,
+            cut_s=self._cut_s(times_s, end_s),
+            promised_end_s=promised_end_s(self.container, self.stream, is_broken=self.broken is not None),
             promised_frames=self.stream.frames if self.container.format.name == "avi" else None,
             broken=self.broken,
-            clock_jumped=self.jumps_back > 0,
+            clock_jumped=self.clock_jumped,
         )
-
-    def _is_timed(self) -> bool:
-        # MPEG-PS stamps a picture a pack; where packs hold more, FFmpeg's guesses for the others may clash.
-        guessed = self.container.format.name == "mpeg" and len(np.unique(self.pts)) < len(self.pts)
-        return self.container.format.name not in UNTIMED_FORMATS and NO_TIME not in self.pts and not guessed
 
     def _is_decode_order(self) -> bool:
         """Whether times ascend from packet to packet of a codec that reorders: then they are not its pictures' own.
 
         So FFmpeg writes H.264 into MXF and ASF. Sorted, the times are right, but a picture comes with another's.
         """
-        return self.stream.codec_context.has_b_frames and bool((np.diff(self.pts) >= 0).all())
+        return self._reorders and bool((np.diff(self.ticks) >= 0).all())
 
     def _times(self) -> tuple[Float64, float]:
         """Return (F,) presentation times in seconds and when the last frame ends."""
-        time_base = self.stream.time_base
-        rate = self.stream.guessed_rate or self.stream.average_rate
-        known = self.pts[self.pts != NO_TIME]
+        ticks = np.sort(self.ticks)
         seconds: Float64
-        if self._is_timed() and time_base is not None:
-            ticks = np.unique(known)
-            seconds = ticks.astype(np.float64) * float(time_base) - (self.container.start_time or 0) / av.time_base
-        elif len(np.unique(known)) == len(self.pts) and time_base is not None:
-            ticks = np.sort(known)  # AVI: one tick a picture, in the order of the file
-            seconds = (ticks - ticks[0]).astype(np.float64) * float(time_base)
+        if self.is_timed and self.tick_s:
+            seconds = spread(ticks.astype(np.float64) * self.tick_s - self.start_s, self.interval_s)
+        elif NO_TIME not in ticks and not shared(ticks) and not self.clock_jumped and self.tick_s:
+            seconds = (ticks - ticks[0]).astype(np.float64) * self.tick_s  # AVI: a tick a picture, in the file's order
         else:
-            seconds = np.arange(len(self.pts), dtype=np.float64) / (float(rate) if rate else FALLBACK_FPS)
+            seconds = np.arange(len(ticks), dtype=np.float64) * self.interval_s
         return seconds, float(seconds[-1]) + self._last_frame_s(seconds)
 
     def _last_frame_s(self, seconds: Float64) -> float:
         """How long the last frame is shown: to the end of the track, else its packet's duration, else as the others."""
-        tick_s = float(self.stream.time_base or 0)
-        rate = self.stream.guessed_rate or self.stream.average_rate
-        usual = float(np.median(np.diff(seconds))) if len(seconds) > 1 else 1 / (float(rate) if rate else FALLBACK_FPS)
+        usual = float(np.median(np.diff(seconds))) if len(seconds) > 1 else self.interval_s
         if self.stream.duration and self.container.format.name.startswith("mov"):
-            track_end_s = ((self.stream.start_time or 0) + self.stream.duration) * tick_s
-            rest_s = track_end_s - (self.container.start_time or 0) / av.time_base - float(seconds[-1])
+            track_end_s = ((self.stream.start_time or 0) + self.stream.duration) * self.tick_s
+            rest_s = track_end_s - self.start_s - float(seconds[-1])
             if 0 < rest_s <= 2 * usual:  # otherwise the file is cut off, or the track is longer than its pictures
                 return rest_s
-        return self.last_duration * tick_s or usual
+        return self.last_duration * self.tick_s or usual
 
     def _fps(self, times_s: Float64, end_s: float) -> float:
         """Mean frames a second: the container's exact fraction where it agrees with the times."""
@@ -218,27 +226,6 @@ class _Scan:
         mean = len(times_s) / duration_s if duration_s > 0 else 0.0
         declared = float(self.stream.average_rate or 0)
         return declared if abs(declared - mean) < 0.01 * mean else float(mean)
-
-    def _promised_end_s(self) -> float | None:
-        """When the video should end. Matroska is asked always, FLV and MP4 where something was cut off.
-
-        Audio may be longer than the video: beside it, only what the track itself is tagged with counts.
-        """
-        start_s = (self.container.start_time or 0) / av.time_base
-        if self.broken and self.container.format.name.startswith("mov") and self.stream.duration:
-            track_end = (self.stream.start_time or 0) + self.stream.duration
-            return track_end * float(self.stream.time_base or 0) - start_s
-        if self.broken and self.container.format.name == "flv" and self.container.duration:
-            return self.container.duration / av.time_base - start_s
-        if "matroska" not in self.container.format.name or not self.container.duration:
-            return None
-        end_s = self.container.duration / av.time_base
-        if any(s.type == "audio" for s in self.container.streams):
-            clock = re.fullmatch(r"(\d+):(\d\d):(\d\d\.\d+)", self.stream.metadata.get("DURATION", ""))
-            if clock is None:
-                return None
-            end_s = min(end_s, int(clock[1]) * 3600 + int(clock[2]) * 60 + float(clock[3]))
-        return end_s - (self.container.start_time or 0) / av.time_base
 
 
 def _first_picture(packet: "av.Packet[Any]", *, alone: bool) -> av.VideoFrame | None:
@@ -257,11 +244,16 @@ def _first_picture(packet: "av.Packet[Any]", *, alone: bool) -> av.VideoFrame | 
 
 def _orientation(frame: av.VideoFrame) -> Orientation:
     """Read the display matrix (ISO 14496-12, 8.3.2.3): shown x = a x + c y, shown y = b x + d y."""
-    side_data = frame.side_data.get(SideDataType.DISPLAYMATRIX)  # type: ignore[call-overload]  # keyed by enum
-    if side_data is None:
-        return Orientation()
-    a, b, _, c, d = np.frombuffer(bytes(side_data), np.int32)[:5].tolist()
     rotation = int(frame.rotation)
+    try:
+        side_data = frame.side_data.get(SideDataType.DISPLAYMATRIX)  # type: ignore[call-overload]  # keyed by enum
+    except ValueError:  # beside the matrix there is data of a kind newer than PyAV: it then shows none of it
+        a, b = round(math.cos(math.radians(rotation))), -round(math.sin(math.radians(rotation)))
+        c, d = -b, a
+    else:
+        if side_data is None:
+            return Orientation()
+        a, b, _, c, d = np.frombuffer(bytes(side_data), np.int32)[:5].tolist()
     if abs(b) + abs(c) > abs(a) + abs(d):
         return Orientation(rotation, transpose=True, flip_x=c < 0, flip_y=b < 0)
     return Orientation(rotation, flip_x=a < 0, flip_y=d < 0)
