@@ -134,6 +134,21 @@ class Deaf(CpuTools):
 
 
 @dataclass(frozen=True)
+class Concealing(CpuTools):
+    """Tools that call frames ``first`` to ``last`` - 1 concealed."""
+
+    first: int
+    last: int
+
+    def frames(
+        self, reader: PacketReader, segment: Segment, report: DecodeReport, new_buffer: NewBuffer
+    ) -> Iterator[Frames]:
+        is_concealed = (segment.numbers >= self.first) & (segment.numbers < self.last)
+        report.damaged += (segment.numbers if segment.ticks is None else segment.ticks)[is_concealed].tolist()
+        yield from super().frames(reader, segment, report, new_buffer)
+
+
+@dataclass(frozen=True)
 class Unfit(CpuTools):
     """Tools that do not survive the journey to their process."""
 

@@ -36,7 +36,7 @@ from sqt_fast.video.cpu_decoder import FFMPEG, CpuDecoder, DecodeReport
 from sqt_fast.video.reader import PacketReader
 from sqt_fast.video.scan import probe
 from sqt_fast.video.segments import plan_segments
-from tests.poison import Deaf, Poison, PoisonedRecipe, Slow, descendants, wait_until
+from tests.poison import Concealing, Deaf, Poison, PoisonedRecipe, Slow, descendants, wait_until
 from tests.watching import Remembering
 
 SIZE = 24
@@ -361,6 +361,18 @@ def test_a_clip_needs_half_of_its_frames(good: list[VideoFile], first_lost: int,
     assert FAST.plan(probe(video)).frames.tolist() == [list(range(0, 64, 4))]
     (result,) = label([video], tools=Deaf(first_lost))
     assert [row.status for row in result.rows] == statuses
+
+
+@pytest.mark.parametrize(("last", "windows"), [(64 + 33, [0, 2]), (64 + 32, [0, 1, 2])], ids=["nine of 16", "eight"])
+def test_a_window_that_is_mostly_concealed_is_not_labelled(last: int, windows: list[int], tmp_path: Path) -> None:
+    form = Format("mp4", "libx264", "yuv420p", (48, 32), Fraction(25))
+    frames = draw(random_scene("left", 1), (i / 25 for i in range(192)), form.size)
+    encoding.encode_video(tmp_path / "a.mp4", form, frames, range(193))
+    (result,) = label(find_videos([str(tmp_path)]), tools=Concealing(64, last))
+    assert [row.clip_index for row in result.rows if row.status == "ok"] == windows
+    damaged = result.rows[-1]
+    assert (damaged.status, damaged.start_s) == ("damaged", 64 / 25)
+    assert damaged.end_s == pytest.approx((last - 1) // 4 * 4 / 25 + 0.04)
 
 
 # -- the network ------------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from pathlib import Path
 import av
 import pytest
 
-from sqt_fast.video.matroska import CLUSTER, is_cut_off
+from sqt_fast.video.matroska import CLUSTER, is_cut_off, last_header
 from tests.restamp import matroska_elements
 from tests.test_scan import video
 from tests.videos import with_sound
@@ -79,6 +79,14 @@ def test_of_a_live_recording_the_last_block_tells(whole: Path) -> None:
         start, end = ends[k - 1], ends[k]
         for length in range(start + 13, end, max(1, (end - start) // 7)):
             assert is_cut_off(str(shortened(path, length))), (k, length)
+
+
+def test_where_the_last_of_joined_files_begins(whole: Path, tmp_path: Path) -> None:
+    data = whole.read_bytes()
+    path = tmp_path / "joined.mkv"
+    for count in (1, 2, 3):
+        path.write_bytes(count * data)
+        assert last_header(str(path)) == (count - 1) * len(data)
 
 
 @pytest.mark.parametrize("content", [b"", b"\0" * 100, b"RIFF" + bytes(96), b"\x1a\x45\xdf\xa3\x80" + b"\xff" * 50])

@@ -416,6 +416,7 @@ def test_a_file_without_permission(tmp_path: Path) -> None:
     assert refused(path) == ("unreadable", "cannot be read: permission denied")
 
 
+EBML = b"\x1a\x45\xdf\xa3\x8b\x42\x86\x81\x01"
 TEXT = "<!doctype html>\n<title>Vidéo</title>\n" + "<p>Le fichier n’est plus là.</p>\n" * 200
 
 
@@ -428,6 +429,8 @@ TEXT = "<!doctype html>\n<title>Vidéo</title>\n" + "<p>Le fichier n’est plus 
         pytest.param(b" " * 2 + TEXT.encode(), "not_a_video", "a text file", id="text, a letter cut in three"),
         pytest.param(("\ufeff" + TEXT).encode(), "not_a_video", "a text file", id="text with a byte order mark"),
         pytest.param(bytes(range(256)) * 20, "not_a_video", "no known container", id="bytes"),
+        pytest.param(EBML, "not_a_video", "no known container", id="an EBML header cut off"),
+        pytest.param(EBML + b"\x42\x82\x84webm", "not_a_video", "behind its header", id="an EBML header alone"),
         pytest.param(
             b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n",
             "not_a_video",

@@ -41,10 +41,11 @@ def look(path: Path | str) -> Probe:
     return probe(video)
 
 
-def story(facts: Probe) -> str:
-    """Return what the table would say of the damage, were every frame that is there decoded."""
-    report = DecodeReport(frames_decoded=facts.num_frames, frames_wanted=facts.num_frames)
-    row = _damage(Row(path="a"), facts, report, complete=True)
+def story(facts: Probe, report: DecodeReport | None = None) -> str:
+    """Return what the table would say of the damage. report: of decoding; None: every frame that is there came."""
+    if report is None:
+        report = DecodeReport(frames_decoded=facts.num_frames, frames_wanted=facts.num_frames)
+    row = _damage(Row(path="a"), facts, report, complete=not report.lost)
     return "" if row is None else str(row.error_message)
 
 

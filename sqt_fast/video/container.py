@@ -48,8 +48,10 @@ def open_video(path: str) -> Iterator[tuple[InputContainer, VideoStream]]:
     except av.error.ArgumentError as error:  # a format that is not allowed
         reason = "not a video: a playlist that names other files, or a header that makes no sense"
         raise VideoError("not_a_video", reason) from error
+    except av.error.EOFError as error:
+        raise VideoError("not_a_video", "not a video: it ends behind its header") from error
     except (av.error.FFmpegError, ValueError) as error:
-        raise VideoError("not_a_video", f"not a video: {error}") from error
+        raise VideoError("not_a_video", f"not a video: {system_reason(error)}") from error
     with container:
         stream = _pick_stream(container)
         context = stream.codec_context

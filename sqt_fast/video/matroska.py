@@ -1,6 +1,7 @@
-"""Whether a Matroska file ends before its last element does (RFC 8794, RFC 9559): FFmpeg then stops without a word."""
+"""What a walk over a Matroska file's elements tells that FFmpeg does not (RFC 8794, RFC 9559)."""
 
 import os
+from collections.abc import Iterator
 from typing import BinaryIO
 
 EBML, SEGMENT, CLUSTER = 0x1A45DFA3, 0x18538067, 0x1F43B675
@@ -16,25 +17,38 @@ def is_cut_off(path: str) -> bool:
     with open(path, "rb") as file:  # noqa: PTH123 - surrogates in the name
         end = os.fstat(file.fileno()).st_size
         at, is_short, has_pictures = 0, False, False
-        while at < end:
-            header = _header(file, at)
-            if at == 0 and (header is None or header[0] != EBML):
-                return False
-            if header is None:
-                return end - at < 12  # of a header only a part is there; longer, it is something else
-            element, start, size = header
+        for _, element, stop, following in _elements(file, end):
+            at = following
             has_pictures |= element == CLUSTER
-            if size == UNKNOWN_SIZE:
-                if element not in (SEGMENT, CLUSTER):
-                    return False
-                at = start  # its children follow, and what comes behind them
-            elif element == SEGMENT:
-                at, is_short = start, start + size > end
-            elif start + size > end:
+            if element == SEGMENT:
+                is_short = stop > end
+            elif stop > end:
                 return not (has_pictures and element in BEHIND_PICTURES)
-            else:
-                at = start + size
-        return is_short
+        return is_short or 0 < end - at < 12  # a part of a header; if it is longer, it is something else
+
+
+def last_header(path: str) -> int:
+    """Return where the last file begins of those that are joined in ``path``: 0 if it is one. Raises OSError."""
+    with open(path, "rb") as file:  # noqa: PTH123 - surrogates in the name
+        elements = _elements(file, os.fstat(file.fileno()).st_size)
+        return max((at for at, element, _, _ in elements if element == EBML), default=0)
+
+
+def _elements(file: BinaryIO, end: int) -> Iterator[tuple[int, int, int, int]]:
+    """Yield where an element begins, its ID, where it ends, and where the next header is, down to Segment's children.
+
+    Of what states no size the children follow as well; it ends nowhere, which is 0.
+    """
+    at = 0
+    while at < end and (header := _header(file, at)) is not None:
+        element, start, size = header
+        is_open = size == UNKNOWN_SIZE
+        if (at == 0 and element != EBML) or (is_open and element not in (SEGMENT, CLUSTER)):
+            return
+        stop = 0 if is_open else start + size
+        following = start if is_open or element == SEGMENT else stop
+        yield at, element, stop, following
+        at = following
 
 
 def _header(file: BinaryIO, at: int) -> tuple[int, int, int] | None:

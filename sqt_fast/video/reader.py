@@ -209,7 +209,7 @@ class PacketReader:
         while True:
             try:
                 packet = next(packets)
-            except (StopIteration, av.error.FFmpegError):
+            except (StopIteration, IndexError, av.error.FFmpegError):  # IndexError: see scan.py
                 return
             if packet.size:
                 yield packet

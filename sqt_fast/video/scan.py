@@ -145,7 +145,7 @@ class _Scan:
         while True:
             try:
                 packet = next(packets)
-            except StopIteration:
+            except (StopIteration, IndexError):  # PyAV, behind the last packet, where reading has found more streams
                 return
             except av.error.FFmpegError as error:
                 self.broken = f"reading stopped early: {system_reason(error)}"
