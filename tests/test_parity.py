@@ -65,11 +65,17 @@ def views(path: Path) -> Tensor:
 
 @pytest.mark.exhaustive
 @pytest.mark.usefixtures("quiet_ffmpeg")
-def test_official_scores_of_all_real_videos(
+def test_official_scores_of_real_videos(
     shared: Path, tmp_path: Path, tiny_weights: tuple[str, str], tiny_model: SqueezeTime
 ) -> None:
-    paths = sorted(p for p in (shared / "videos").iterdir() if p.is_file() and p.suffix != ".md")
-    assert len(paths) == 36
+    """Of those that are turned, cut by edit lists, without order or packed, and every sixth of the others.
+
+    All 36 agree; they take some minutes.
+    """
+    every = sorted(p for p in (shared / "videos").iterdir() if p.is_file() and p.suffix != ".md")
+    special = ("270_rotated", "video_90", "edit", "unordered", "res_change", "RATRACE")
+    paths = [path for k, path in enumerate(every) if k % 6 == 5 or any(name in path.name for name in special)]
+    assert len(paths) > 9
     output, (weights, labels) = tmp_path / "a.parquet", tiny_weights
     network = {"backend": "eager", "precision": "fp32", "device": "cpu"}
     index(paths, output, weights=weights, labels=labels, protocol="official", top_k=99, batch_size=6, **network)
