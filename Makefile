@@ -73,7 +73,7 @@ KERNEL_TESTS := $(patsubst %,tests/test_%.py,numerics products pointwise conv ct
 test-kernels: $(READY_DEV)
 	$(BIN)/python -m pytest -n auto $(KERNEL_TESTS) tests/test_compile.py tests/test_fold.py tests/test_graphed.py $(ARGS)
 
-# The most important first, each with a limit: 8 minutes in all. What fails does not stop the rest, but the exit code says so.
+# The most important first, each with a limit: 10 minutes in all. What fails does not stop the rest, but the exit code says so.
 HAS = $(shell $(GPU_PYTHON) -c 'import $(1)' 2>/dev/null && echo yes)
 
 gpu-check:
@@ -84,7 +84,8 @@ gpu-check:
 	step 140 $(GPU_PYTHON) -m bench.bench_kernels --budget 70 --results $(RESULTS); \
 	step 80 $(GPU_PYTHON) -m bench.bench_network --device cuda --precision bf16 --budget 30 --results $(RESULTS); \
 	step 50 $(GPU_PYTHON) -m bench.bench_kernels --dtype fp16 fp32 --providers triton cupy eager --results $(RESULTS); \
-	$(if $(call HAS,av$(comma) nvidia.dali),pytest 40 -m needs_cuda tests/test_cuda_decode.py;) \
+	$(if $(call HAS,av$(comma) nvidia.dali$(comma) cv2),pytest 40 -m needs_cuda tests/test_cuda_decode.py;) \
+	$(if $(call HAS,av$(comma) nvidia.dali$(comma) cv2),step 100 $(GPU_PYTHON) -m bench.bench_routes --device cuda --results $(RESULTS);) \
 	exit $$status
 
 clean:

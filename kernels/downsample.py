@@ -18,6 +18,7 @@ from torch import Tensor
 
 from sqt_fast.kernels.launch import Config, Problem, check, dtype_name, power_of_two_over, run
 from sqt_fast.kernels.numerics import narrow, precision
+from sqt_fast.kernels.pool import output_tile
 
 
 @triton.jit
@@ -38,14 +39,10 @@ def _downsample_kernel(
     BLOCK_N: tl.constexpr,
 ):
     """Some output pixels of all samples, some channels."""
-    n_tiles: tl.constexpr = (C + BLOCK_N - 1) // BLOCK_N
-    o_m = (tl.program_id(0) // n_tiles) * BLOCK_M + tl.arange(0, BLOCK_M)
-    o_n = (tl.program_id(0) % n_tiles) * BLOCK_N + tl.arange(0, BLOCK_N)
+    o_m, o_n, sample, o_y, o_x = output_tile(OH, OW, C, BLOCK_M, BLOCK_N)
     m_n = o_n < C
     m_out = (o_m < M)[:, None] & m_n[None, :]
-    o_y = (o_m // OW) % OH * STRIDE
-    o_x = o_m % OW * STRIDE
-    o_row = ((o_m // (OH * OW)).to(tl.int64) * H + o_y) * W + o_x
+    o_row = (sample * H + o_y * STRIDE) * W + o_x * STRIDE
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32) + tl.load(bias + o_n, mask=m_n, other=0.0)[None, :]
     for i_y in tl.static_range(STRIDE):
         for i_x in tl.static_range(STRIDE):

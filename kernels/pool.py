@@ -21,6 +21,15 @@ from sqt_fast.kernels.launch import Config, Problem, check, dtype_name, power_of
 
 
 @triton.jit
+def output_tile(OH, OW, C: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Return output pixels of all samples (BLOCK_M,), channels (BLOCK_N,), and each pixel's sample, y and x."""
+    n_tiles: tl.constexpr = (C + BLOCK_N - 1) // BLOCK_N
+    o_m = (tl.program_id(0) // n_tiles) * BLOCK_M + tl.arange(0, BLOCK_M)
+    o_n = (tl.program_id(0) % n_tiles) * BLOCK_N + tl.arange(0, BLOCK_N)
+    return o_m, o_n, (o_m // (OH * OW)).to(tl.int64), (o_m // OW) % OH, o_m % OW
+
+
+@triton.jit
 def _pool_kernel(
     x,  # (B, H, W, C)
     out,  # (B, OH, OW, C)
@@ -34,13 +43,10 @@ def _pool_kernel(
     BLOCK_N: tl.constexpr,
 ):
     """Some output pixels of all samples, some channels."""
-    n_tiles: tl.constexpr = (C + BLOCK_N - 1) // BLOCK_N
-    o_m = (tl.program_id(0) // n_tiles) * BLOCK_M + tl.arange(0, BLOCK_M)
-    o_n = (tl.program_id(0) % n_tiles) * BLOCK_N + tl.arange(0, BLOCK_N)
+    o_m, o_n, sample, o_y, o_x = output_tile(OH, OW, C, BLOCK_M, BLOCK_N)
     m_out = (o_m < M)[:, None] & (o_n < C)[None, :]
-    o_y = (o_m // OW) % OH * 2 - 1
-    o_x = o_m % OW * 2 - 1
-    o_row = ((o_m // (OH * OW)).to(tl.int64) * H + o_y) * W + o_x
+    o_y, o_x = o_y * 2 - 1, o_x * 2 - 1
+    o_row = (sample * H + o_y) * W + o_x
     best = tl.full((BLOCK_M, BLOCK_N), float("-inf"), tl.float32)
     for i_y in tl.static_range(3):
         for i_x in tl.static_range(3):

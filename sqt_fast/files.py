@@ -1,12 +1,16 @@
 """Files: written whole or not at all, their hashes, and where the user's cache is."""
 
 import hashlib
+import json
+import logging
 import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
+
+log = logging.getLogger(__name__)
 
 
 def replace_file(path: Path, write: Callable[[IO[bytes]], object]) -> None:
@@ -54,6 +58,24 @@ def file_sha256(path: str | Path) -> str:
     """Return the SHA-256 of a file, in hexadecimal."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_findings(name: str) -> dict[str, Any]:
+    """Return what ``keep_finding`` kept on this machine in the JSON file ``name``, by key."""
+    try:
+        return dict(json.loads((cache_folder() / name).read_text()))
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
+def keep_finding(name: str, key: str, value: Any) -> None:
+    """Keep what was measured or tested here for later runs, in the user's cache; where that cannot be, do nothing."""
+    path, findings = cache_folder() / name, read_findings(name) | {key: value}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, lambda file: file.write(json.dumps(findings, indent=1).encode()))
+    except OSError as error:
+        log.info("%s: not kept (%s)", path, error)
 
 
 def tuned_file() -> Path:

@@ -29,6 +29,14 @@ def cpu_name() -> str:
     return " ".join([name, *(flag for flag in ("avx512_bf16", "amx_bf16") if flag in flags)])
 
 
+def driver_version() -> str:
+    """Return what NVIDIA's driver says of itself, "" where there is none."""
+    try:
+        return Path("/proc/driver/nvidia/version").read_text().partition("\n")[0]
+    except OSError:
+        return ""
+
+
 CHECKOUT = Path(__file__).resolve().parents[1]
 
 

@@ -1,10 +1,14 @@
 """Batches squeezed on the device: bytes travel once, and a device without the kernel says so."""
 
+from typing import Any
+
 import pytest
 import torch
 
+from sqt_fast.clips import device_batches as module
 from sqt_fast.clips.device_batches import DeviceBatches
 from sqt_fast.errors import BackendError
+from sqt_fast.kernels.squeeze import squeeze
 from tests.test_batches import CLIPS, ONE_CROP, THREE_CROPS, views_of
 
 
@@ -23,3 +27,38 @@ def test_a_kernel_that_does_not_run_is_known_at_once(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("sqt_fast.clips.device_batches.squeeze", fail)
     with pytest.raises(BackendError, match=r"^no kernel image is available$"):
         DeviceBatches(ONE_CROP, torch.float32, kernel_device)
+
+
+def test_the_fastest_kernel_that_runs_is_taken(monkeypatch: pytest.MonkeyPatch, kernel_device: str) -> None:
+    calls: list[int] = []
+
+    def other(*args: Any, **options: Any) -> torch.Tensor:
+        calls.append(1)
+        return squeeze(*args, **options)
+
+    def broken(*args: object, **options: object) -> None:
+        raise TypeError("CompileException: no such header")
+
+    for candidates, taken in (((broken, squeeze), squeeze), ((other, broken), other), ((broken, other), other)):
+        monkeypatch.setattr(module, "squeezers", lambda device, candidates=candidates: candidates)
+        batches = DeviceBatches(ONE_CROP, torch.float32, kernel_device)
+        assert batches.squeeze is taken
+        calls.clear()
+        batches.batch(views_of(batches, [CLIPS[0]]), 1)
+        assert len(calls) == (taken is other)
+
+
+@pytest.mark.parametrize(
+    ("device", "has_cupy", "names"),
+    [
+        ("cuda", True, ["squeeze_cuda", "squeeze"]),
+        ("cuda:1", True, ["squeeze_cuda", "squeeze"]),
+        ("cuda", False, ["squeeze"]),
+        ("cpu", True, ["squeeze"]),
+    ],
+)
+def test_cuda_goes_first_where_cupy_is(
+    device: str, has_cupy: bool, names: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "find_spec", lambda name: object() if has_cupy else None)
+    assert [kernel.__name__ for kernel in module.squeezers(device)] == names

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sqt_fast.files import cache_folder, file_sha256, replace_file, temporary_beside
+from sqt_fast.files import cache_folder, file_sha256, keep_finding, read_findings, replace_file, temporary_beside
 
 
 def test_writers_of_one_name_do_not_mix_their_bytes(tmp_path: Path) -> None:
@@ -81,3 +81,21 @@ def test_the_cache_is_where_the_user_says(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.delenv("SQT_FAST_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", "/x")
     assert cache_folder() == Path("/x/sqt_fast")
+
+
+def test_findings_are_kept_by_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SQT_FAST_CACHE", str(tmp_path / "new" / "cache"))
+    assert read_findings("a.json") == {}
+    keep_finding("a.json", "one", [1, 2])
+    keep_finding("a.json", "two", {"b": None})
+    keep_finding("a.json", "one", 3)
+    assert read_findings("a.json") == {"one": 3, "two": {"b": None}}
+    (tmp_path / "new" / "cache" / "a.json").write_text("[1, 2")
+    assert read_findings("a.json") == {}
+
+
+def test_a_cache_that_cannot_be_written_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("SQT_FAST_CACHE", str(tmp_path / "file" / "cache"))
+    keep_finding("a.json", "one", 1)
+    assert read_findings("a.json") == {}

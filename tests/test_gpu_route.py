@@ -24,6 +24,7 @@ from sqt_fast.engine.gpu_route import GpuRoute
 from sqt_fast.engine.labelling import Labelling, Task
 from sqt_fast.engine.memory import Resources
 from sqt_fast.engine.segment_decoder import SegmentError
+from sqt_fast.engine.selftest import CLIPS
 from sqt_fast.errors import DeviceLostError
 from sqt_fast.network.backends import Backend, load_backend
 from sqt_fast.network.model import SqueezeTime
@@ -76,8 +77,10 @@ def notes() -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def route(notes: list[str]) -> Iterator[GpuRoute]:
-    gpu = GpuRoute.open(None, FAST.short_side, notes_into(notes))
+def route(notes: list[str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[GpuRoute]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SQT_FAST_CACHE", str(tmp_path_factory.mktemp("cache")))
+        gpu = GpuRoute.open(None, FAST.short_side, notes_into(notes))
     assert gpu is not None
     with closing(gpu):
         yield gpu
@@ -125,6 +128,30 @@ def test_what_works_is_found_out_and_said(route: GpuRoute, notes: list[str]) -> 
     assert all("is decoded on the CPU: Failed to create video decoder" in note for note in notes)
 
 
+@pytest.mark.usefixtures("empty_cache")
+def test_what_works_is_not_tested_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[str]] = []
+
+    def find(decode: object, codecs: list[str], **options: object) -> dict[str, str | None]:
+        asked.append(list(codecs))
+        return {codec: None if codec in ("h264", "vp9") else "no luck today" for codec in codecs}
+
+    monkeypatch.setattr(module, "working_codecs", find)
+    for short_side in (64, 64, 72):  # what was tested resizes to another size the third time
+        gpu = GpuRoute.open(None, short_side, ignore)
+        assert gpu is not None
+        gpu.close()
+        assert [codec for codec, reason in gpu.tested.items() if reason is None] == ["h264", "vp9"]
+    every = list(CLIPS)
+    assert asked == [every, [codec for codec in every if codec not in ("h264", "vp9")], every]
+    monkeypatch.setattr(module, "driver_version", lambda: "another driver")
+    gpu = GpuRoute.open(None, 64, ignore)
+    assert gpu is not None
+    gpu.close()
+    assert asked[-1] == every
+
+
+@pytest.mark.usefixtures("empty_cache")
 def test_no_route_where_no_codec_works(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "working_codecs", lambda *args, **options: {"h264": "no", "vp9": "no luck"})
     notes: list[str] = []

@@ -20,6 +20,7 @@ from sqt_fast.engine.segment_decoder import SegmentDecoder, SegmentError, gpu_pi
 from sqt_fast.engine.selftest import CLIPS, NUM_FRAMES, draw_number, encode, host_frames, read_number, working_codecs
 from sqt_fast.kernels.bilinear import bilinear_reference
 from sqt_fast.pipelines.sample import SegmentSample
+from sqt_fast.video.bitstream import packet_reader
 
 SHORT_SIDE = 64
 
@@ -38,7 +39,12 @@ def cpu_decoder() -> Iterator[SegmentDecoder]:
 
 @pytest.mark.parametrize("codec", CLIPS)
 def test_clip_is_what_segments_are(codec: str) -> None:
-    """A packet a picture, each with its time, none to be discarded, B-frames where the codec has them."""
+    """A packet a picture, each with its time, none to be discarded or hidden, B-frames where the codec has them."""
+    with av.open(io.BytesIO(encode(CLIPS[codec])), "r") as container:
+        context = container.streams.video[0].codec_context
+        read = packet_reader(context.codec.canonical_name, context.extradata)
+        kinds = [read(memoryview(packet)) for packet in container.demux(video=0) if packet.size]
+    assert {(kind.shown, kind.hides) for kind in kinds} == {(1, False)}
     with av.open(io.BytesIO(encode(CLIPS[codec])), "r") as container:
         packets = [p for p in container.demux(video=0) if p.size]
     with av.open(io.BytesIO(encode(CLIPS[codec])), "r") as container:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sqt_fast.versions import commit, cpu_name, installed
+from sqt_fast.versions import commit, cpu_name, driver_version, installed
 
 
 def git(folder: Path, *arguments: str) -> str:
@@ -53,3 +53,10 @@ def test_commits_are_found_however_git_keeps_them(tmp_path: Path) -> None:
     assert commit(second) == git(first, "rev-parse", "HEAD~1") != commit(first)
     git(first, "reset", "-q", "--hard", "HEAD~1")
     assert commit(first) == commit(second)
+
+
+def test_no_driver_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is one, its file begins with NVRM version: and a number."""
+    assert "\n" not in driver_version()
+    monkeypatch.setattr(Path, "read_text", lambda self: "NVRM version: 580.1\nGCC version: 12\n")
+    assert driver_version() == "NVRM version: 580.1"

@@ -14,11 +14,16 @@ from sqt_fast.engine.segment_decoder import (
     SegmentDecoder,
     gpu_pipelines,
 )
-from sqt_fast.engine.selftest import working_codecs
+from sqt_fast.engine.selftest import CLIPS, working_codecs
+from sqt_fast.files import keep_finding, read_findings
 from sqt_fast.pipelines.sample import SegmentSample
+from sqt_fast.versions import driver_version, installed
 from sqt_fast.video.probe import Probe
 from sqt_fast.video.segments import Segment
 
+# Where the codecs that work are kept, in the user's cache, and with which versions.
+FINDINGS = "decoders.json"
+TESTED_WITH = ("sqt-fast", "nvidia-dali-cuda130", "nvidia-dali-cuda120", "av")
 # Full-size RGB of a segment's wanted frames: long segments pay for the making of a decoder, 50 to 70 ms.
 SEGMENT_BYTES = 1 << 30
 
@@ -39,7 +44,7 @@ class GpuRoute:
         batch_bytes = _batch_bytes(device_id)
         make_pipeline = gpu_pipelines(short_side, device_id=device_id)
         decoder = SegmentDecoder(make_pipeline, max_batch_bytes=batch_bytes, report=report)
-        tested = working_codecs(decoder.decode, short_side=short_side)
+        tested = _tested(decoder, short_side, device_id)
         for codec, reason in tested.items():
             if reason is not None:
                 report(Note(f"{codec} is decoded on the CPU: {reason}"))
@@ -81,6 +86,20 @@ class GpuRoute:
 def open_route(device: str, short_side: int, report: Report) -> GpuRoute | None:
     """Open the decoders of the GPU ``device``, ``cuda`` or ``cuda:N``. See ``GpuRoute.open``."""
     return GpuRoute.open(int(device.partition(":")[2] or 0), short_side, report)
+
+
+def _tested(decoder: SegmentDecoder, short_side: int, device_id: int | None) -> dict[str, str | None]:
+    """Return what the self-test finds. It takes seconds, so what works is kept, and not tested again as things are."""
+    gpu = "none" if device_id is None else torch.cuda.get_device_name(device_id)
+    versions = " ".join(f"{name} {version}" for name, version in installed(TESTED_WITH).items())
+    key = f"{gpu} | {driver_version()} | {versions} | {short_side}"
+    kept = read_findings(FINDINGS).get(key)
+    works = [codec for codec in CLIPS if codec in kept] if isinstance(kept, list) else []
+    others = [codec for codec in CLIPS if codec not in works]
+    tested = dict.fromkeys(works) | working_codecs(decoder.decode, others, short_side=short_side)
+    if any(tested[codec] is None for codec in tested.keys() - works):
+        keep_finding(FINDINGS, key, [codec for codec, reason in tested.items() if reason is None])
+    return tested
 
 
 def _batch_bytes(device_id: int | None) -> int:

@@ -38,7 +38,7 @@ TIMEOUT_S = 60.0
 _X264 = {"preset": "veryfast", "bf": "2", "g": "20", "b": "2M"}
 _X265 = {"x265-params": "log-level=none:pools=none:frame-threads=1:bframes=2:keyint=20:open-gop=0", "b": "2M"}
 _MPEG4 = {"bf": "2", "g": "20", "qmin": "2", "qmax": "4", "b": "2M"}
-_VPX = {"g": "20", "b": "2M"}
+_VPX = {"g": "20", "b": "2M", "lag-in-frames": "0"}  # no hidden pictures: routing keeps those from the GPU
 _FPS = Fraction(25)
 # Containers are those of segments. Two groups of pictures; B-frames where there are any; sizes of whole macroblocks and
 # others, which decoders have to crop.

@@ -7,22 +7,19 @@ machine last did it (kept in the user's cache), or cautious guesses before that.
 """
 
 import functools
-import json
-import logging
 import os
 import platform
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
 from sqt_fast.config import IndexConfig
 from sqt_fast.errors import BackendError, ConfigError
-from sqt_fast.files import cache_folder, replace_file, tuned_file
+from sqt_fast.files import keep_finding, read_findings, tuned_file
 from sqt_fast.kernels.launch import architecture
 from sqt_fast.kernels.tuned import look_in, network_speeds
 from sqt_fast.network.backends import Backend, load_backend
@@ -30,8 +27,8 @@ from sqt_fast.network.model import SqueezeTime
 from sqt_fast.network.registry import BACKENDS, SIMPLEST
 from sqt_fast.versions import cpu_name
 
-log = logging.getLogger(__name__)
-
+# Where findings of this machine are kept, in the user's cache.
+FINDINGS = "tuning.json"
 # 8 clips of 224x224: larger batches leave the CPU's caches, smaller ones leave cores idle (docs/experiments.md).
 CPU_BATCH = 8
 CUDA_BATCH = 64
@@ -190,7 +187,7 @@ def _costs_on_cpu(
 ) -> tuple[dict[str, Cost], str]:
     """Return what these backends cost on this CPU, and how that is known. key: of what was measured before."""
     compiling = [name for name in names if name != SIMPLEST]
-    match _tuning().get(key):
+    match read_findings(FINDINGS).get(key):
         case {"eager_s": eager_s, "compiled_s": compiled_s, "compile_s": compile_s}:
             costs, source = {name: Cost(compile_s, compiled_s) for name in compiling}, "measured here before"
         case _:
@@ -235,27 +232,10 @@ def _remember_compile(choice: Choice, model: SqueezeTime, size: int, backend: Ba
         "compiled_s": _seconds_a_clip(backend, choice.batch_size, size),
         "compile_s": compile_s,
     }
-    tuning = _tuning() | {_key(choice, model, size): entry}
-    try:
-        _tuning_file().parent.mkdir(parents=True, exist_ok=True)
-        replace_file(_tuning_file(), lambda file: file.write(json.dumps(tuning, indent=1).encode()))
-    except OSError as error:
-        log.info("%s: not kept (%s)", _tuning_file(), error)
+    keep_finding(FINDINGS, _key(choice, model, size), entry)
 
 
 def _key(choice: Choice, model: SqueezeTime, size: int) -> str:
     machine = f"{platform.machine()} {cpu_name()} x{os.cpu_count()} torch {torch.__version__}"
     shape = f"depth {model.config.depth} width {model.config.width} {choice.batch_size}x{size} {choice.precision}"
     return f"{machine} | {choice.device} | {shape}"
-
-
-def _tuning_file() -> Path:
-    return cache_folder() / "tuning.json"
-
-
-def _tuning() -> dict[str, Any]:
-    """Return what is known of this machine."""
-    try:
-        return dict(json.loads(_tuning_file().read_text()))
-    except (OSError, ValueError, TypeError):
-        return {}
