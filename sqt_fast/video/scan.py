@@ -107,10 +107,12 @@ class _Scan:
             self.clock_jumped = len(clock.back) > 0
             packets = replace(packets, pts=clock.pts, dts=clock.dts)
         self.ticks = packets.pts[shown]
-        if self.is_timed and (num_shared := shared(self.ticks)):
+        num_shared = shared(self.ticks) if self.is_timed else 0
+        if num_shared and name == "mpeg":  # stamps a picture a pack: FFmpeg's guesses for the others may clash
+            self.is_timed = False
+        elif num_shared:
             self.clock_jumped = True
-            # MPEG-PS stamps a picture a pack; where packs hold more, FFmpeg's guesses for the others may clash.
-            self.is_timed = name != "mpeg" and not (self._reorders and num_shared > MAX_SHARED * len(self.ticks))
+            self.is_timed = not self._reorders or num_shared <= MAX_SHARED * len(self.ticks)
             pts, dts = in_order(packets.pts)
             packets = replace(packets, pts=pts, dts=dts)
         self.packets = packets
