@@ -101,7 +101,7 @@ def joined(folder: Path, container: str, *, header: int = 0) -> Path:
 def cut(folder: Path, make: Callable[[Path], Path], share: float) -> Path:
     whole = make(folder)
     path = whole.with_name(f"cut{whole.suffix}")
-    path.write_bytes(whole.read_bytes()[: int(whole.stat().st_size * share)])
+    path.write_bytes(whole.read_bytes()[: int(whole.stat().st_size * share) | 1])  # odd: within a transport packet
     return path
 
 
@@ -111,6 +111,14 @@ def remuxed(folder: Path, container: str, option: str, value: str) -> Path:
 
 def sounding(folder: Path) -> Path:
     return with_sound(folder / "sound.mkv", seconds=1.6)
+
+
+def without_beginning(folder: Path, b_frames: int, share: float) -> Path:
+    """Begin between two key frames, as what was cut out of a broadcast does."""
+    whole = recording(folder, "ts", b_frames=b_frames)
+    path, data = folder / "end.ts", whole.read_bytes()
+    path.write_bytes(data[int(len(data) * share) // 188 * 188 :])
+    return path
 
 
 def noise(folder: Path, container: str) -> Path:
@@ -153,6 +161,10 @@ def file_kinds() -> Iterator[FileKind]:
     for container in ("ts", "mpg", "h264", "hevc", "avi"):
         yield FileKind(f"three joined recordings, {container}", partial(joined, container=container))
     yield FileKind("three joined recordings, flv as tags", partial(joined, container="flv", header=13))
+    for share in (0.1, 0.3, 0.5):
+        for b_frames in (0, 2):
+            name = f"ts{' with B' * bool(b_frames)}, without its first {share:.0%}"
+            yield FileKind(name, partial(without_beginning, b_frames=b_frames, share=share))
     for container in ("flv", "mp4", "mkv"):
         yield FileKind(f"three joined files, {container}", partial(joined, container=container), damaged_from=125)
     wholes: dict[str, Callable[[Path], Path]] = {

@@ -19,7 +19,7 @@ from sqt_fast.video.bitstream import packet_reader
 from sqt_fast.video.clock import CLOCKED_FORMATS, MAX_SHARED, in_order, mend, shared, spread
 from sqt_fast.video.container import open_video
 from sqt_fast.video.ending import promised_end_s, why_cut_off
-from sqt_fast.video.packets import NEW_HEADERS, NO_TIME, SHOWN, PacketColumns, Packets
+from sqt_fast.video.packets import NEW_HEADERS, NO_TIME, RANDOM_ACCESS, SHOWN, PacketColumns, Packets
 from sqt_fast.video.probe import Orientation, Probe, Source
 from sqt_fast.video.sampling import Float64
 
@@ -97,6 +97,9 @@ class _Scan:
     def _mend(self) -> None:
         """Put the times right: ``ticks`` are those of what is shown, ``packets`` tells pictures apart afterwards."""
         name, packets = self.container.format.name, self.packets
+        lead = self._undecodable_lead()
+        packets.flags[:lead] &= ~np.uint8(SHOWN)
+        self.has_hidden |= lead > 0
         shown = packets.are(SHOWN)
         self.is_timed = name not in UNTIMED_FORMATS and NO_TIME not in packets.pts[shown]
         self.clock_jumped = False
@@ -119,6 +122,17 @@ class _Scan:
         if self.cut_packets and self.cut_packets[-1] == len(packets) - 1:
             self.broken = self.broken or "a packet is cut off"
             self.cut_packets.pop()
+
+    def _undecodable_lead(self) -> int:
+        """Return how many packets come before the first at which decoding may start, and show nothing.
+
+        So recordings begin that were cut out of a broadcast; players show nothing of them either.
+        """
+        starts = np.flatnonzero(self.packets.are(RANDOM_ACCESS))
+        if self.first_frame is None or self.first_frame.pts is None or not len(starts):
+            return 0
+        first = np.flatnonzero(self.packets.pts == self.first_frame.pts)
+        return int(min(first[0], starts[0])) if len(first) else 0
 
     def _cut_s(self, times_s: Float64, end_s: float) -> tuple[float, float] | None:
         """Return from when to when packets are shown of which bytes are missing, None if there are none."""
