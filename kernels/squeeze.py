@@ -191,11 +191,11 @@ def squeeze_clips_reference(
     frames: Tensor,
     index: Tensor,
     *,
+    dtype: torch.dtype,
     corners: Tensor,
     size: int,
-    dtype: torch.dtype,
-    flip: Tensor | None = None,
     colour: Tensor | None = None,
+    flip: Tensor | None = None,
 ) -> Tensor:
     """See ``squeeze``; B at least 1. With dtype float64 everything is computed in float64, else in float32."""
     wide = torch.float64 if dtype == torch.float64 else torch.float32
