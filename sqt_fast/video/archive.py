@@ -9,6 +9,7 @@ import stat
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeAlias
 
 from sqt_fast.errors import ConfigError, system_reason
 
@@ -19,6 +20,8 @@ VIDEO_SUFFIXES = frozenset(
 # Moving pictures for pages and chats: labelled when they are named, but no archive of videos is searched for them.
 NAMED_SUFFIXES = frozenset({".apng", ".avif", ".gif", ".webp"})
 LIST_SUFFIXES = (".txt", ".csv", ".parquet")
+
+Identity: TypeAlias = tuple[int, int]  # device and inode
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,24 +90,24 @@ def find_videos(
             found.setdefault(os.path.abspath(path), path)  # noqa: PTH100 - resolve() would follow links
     if not found:
         raise ConfigError(f"input {' '.join(inputs)}: no video files found there")
-    videos = (_look(path) for path in (found.values() if all_links else _without_links(found.values(), left_out)))
+    looked = [_look(path) for path in found.values()]
+    videos = [video for video, _ in looked] if all_links else _each_once(looked, left_out)
     return sorted(videos, key=lambda video: video.name)
 
 
-def _without_links(paths: Iterable[str], left_out: LeftOut) -> Iterator[str]:
-    """Yield one path of every file, and what cannot be looked at."""
-    seen: set[tuple[int, int]] = set()
-    for path in sorted(paths, key=lambda path: (os.path.islink(path), path)):  # noqa: PTH114 - cheaper than Path's
-        try:
-            info = Path(path).stat()
-        except (OSError, ValueError):
-            yield path
-            continue
-        if (info.st_dev, info.st_ino) in seen:
-            left_out.links.append(path)
+def _each_once(looked: Iterable[tuple[VideoFile, Identity | None]], left_out: LeftOut) -> Iterator[VideoFile]:
+    """Yield every file under one of its names, and what cannot be looked at."""
+    names: dict[Identity, list[VideoFile]] = {}
+    for video, identity in looked:
+        if identity is None:
+            yield video
         else:
-            seen.add((info.st_dev, info.st_ino))
-            yield path
+            names.setdefault(identity, []).append(video)
+    for same in names.values():
+        if len(same) > 1:
+            same.sort(key=lambda video: (os.path.islink(video.path), video.path))  # noqa: PTH114 - may hold surrogates
+        yield same[0]
+        left_out.links += [video.path for video in same[1:]]
 
 
 @dataclass
@@ -231,18 +234,19 @@ def _without_label(line: str) -> str:
     return head if head and last.isdigit() else line
 
 
-def _look(path: str) -> VideoFile:
+def _look(path: str) -> tuple[VideoFile, Identity | None]:
+    """Return the file, and what tells it from all others, whatever its name; None if it is none."""
     try:
         info = Path(path).stat()
     except OSError as error:
-        return VideoFile(path, None, None, system_reason(error))
+        return VideoFile(path, None, None, system_reason(error)), None
     except ValueError as error:  # a NUL in the name, as from find -print0
-        return VideoFile(path, None, None, str(error))
+        return VideoFile(path, None, None, str(error)), None
     if stat.S_ISDIR(info.st_mode):
-        return VideoFile(path, None, None, _why_not_searched(path))
+        return VideoFile(path, None, None, _why_not_searched(path)), None
     if not stat.S_ISREG(info.st_mode):
-        return VideoFile(path, None, None, "not a regular file")
-    return VideoFile(path, info.st_size, info.st_mtime_ns)
+        return VideoFile(path, None, None, "not a regular file"), None
+    return VideoFile(path, info.st_size, info.st_mtime_ns), (info.st_dev, info.st_ino)
 
 
 def _why_not_searched(folder: str) -> str:
