@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from sqt_fast.video.bits import Bits
 from sqt_fast.video.packets import PacketKind
 
 _SEQUENCE_HEADER, _FRAME_HEADER, _FRAME = 1, 3, 6  # obu_type
@@ -73,7 +74,7 @@ class Av1Reader:
             raise ValueError("a frame before the sequence header")
         if sequence.reduced_still:
             return _Frame(shown=True, lasts=True, restarts=True)
-        bits = _Bits(payload[:8])  # 29 bits at most
+        bits = Bits(payload[:8])  # 29 bits at most
         if bits.read(1):  # show_existing_frame
             is_key = bool(self._slots_with_key >> bits.read(3) & 1)
             if is_key:
@@ -126,20 +127,6 @@ class _Sequence(NamedTuple):
     order_hint_bits: int
 
 
-class _Bits:
-    """Read numbers of some bits each; raise ValueError past the end."""
-
-    def __init__(self, data: bytes | memoryview) -> None:
-        self.value = int.from_bytes(data, "big")
-        self.left = 8 * len(data)
-
-    def read(self, count: int) -> int:
-        self.left -= count
-        if self.left < 0:
-            raise ValueError("cut off")
-        return self.value >> self.left & ((1 << count) - 1)
-
-
 def _obus(packet: memoryview) -> Iterator[tuple[int, memoryview]]:
     """Yield type and payload of every open bitstream unit."""
     at, end = 0, len(packet)
@@ -169,7 +156,7 @@ def _leb128(packet: memoryview, at: int) -> tuple[int, int]:
 
 def _read_sequence(payload: bytes) -> _Sequence:
     """Read a sequence header up to ``order_hint_bits_minus_1`` (AV1 specification, 5.5)."""
-    bits = _Bits(payload)
+    bits = Bits(payload)
     bits.read(4)  # seq_profile, still_picture
     reduced_still = bool(bits.read(1))
     has_model, layers = (False, 0) if reduced_still else _read_operating_points(bits)
@@ -196,7 +183,7 @@ def _read_sequence(payload: bytes) -> _Sequence:
     )
 
 
-def _read_operating_points(bits: _Bits) -> tuple[bool, int]:
+def _read_operating_points(bits: Bits) -> tuple[bool, int]:
     """Read from ``timing_info_present_flag`` on: is there a decoder model, and bits of point 0's spatial layers."""
     has_model, delay_bits = False, 0
     if bits.read(1):  # timing_info_present_flag
@@ -220,7 +207,7 @@ def _read_operating_points(bits: _Bits) -> tuple[bool, int]:
     return has_model, layers[0]
 
 
-def _skip_uvlc(bits: _Bits) -> None:
+def _skip_uvlc(bits: Bits) -> None:
     zeros = 0
     while not bits.read(1):
         zeros += 1

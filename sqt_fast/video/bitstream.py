@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from sqt_fast.video.av1 import Av1Reader
+from sqt_fast.video.bits import Bits
 from sqt_fast.video.packets import PacketKind
 from sqt_fast.video.vp9 import read_vp9
 
@@ -173,6 +174,7 @@ def _start_codes(data: bytes) -> Iterator[int]:
 VOP = b"\0\0\1\xb6"  # start code of a picture
 # Of a picture that is not coded, in bytes: start code, type, time, and hardly anything else.
 MAX_NOT_CODED = 19
+MAX_VOL = 32  # bytes of a video object layer's header, up to the resolution of its time
 
 
 class _Mpeg4Reader:
@@ -221,25 +223,37 @@ class _Mpeg4Reader:
         """ISO 14496-2, 6.2.5: type (2 bits), seconds passed (ones, a zero), a marker, the time, a marker, vop_coded."""
         if not data.startswith(VOP) or not self.time_bits:
             return False
-        bits = f"{int.from_bytes(data[4:]):0{8 * len(data[4:])}b}"
-        at = bits.find("0", 2) + 2 + self.time_bits + 1
-        return bits[at : at + 1] == "0"
+        bits = Bits(data[4:])
+        try:
+            bits.read(2)
+            while bits.read(1):
+                continue
+            bits.read(1 + self.time_bits + 1)
+            return not bits.read(1)
+        except ValueError:
+            return False
 
 
 def _time_bits(headers: bytes) -> int:
-    """Return how many bits a picture's time takes, by the header of a video object layer (6.2.3); 0 without one."""
+    """Return how many bits a picture's time takes, by a video object layer's header (6.2.3), 0 without a whole one."""
     found = re.search(rb"\x00\x00\x01[\x20-\x2f]", headers)
     if found is None:
         return 0
-    rest = headers[found.end() : found.end() + 32]
-    bits = f"{int.from_bytes(rest):0{8 * len(rest)}b}0"
-    at = 9  # random_accessible_vol, video_object_type_indication
-    at += 8 if bits[at] == "1" else 1  # is_object_layer_identifier: verid, priority
-    at += 4 + 16 * (bits[at : at + 4] == "1111")  # aspect_ratio_info, extended_PAR
-    if bits[at : at + 1] == "1":  # vol_control_parameters: chroma_format, low_delay, vbv_parameters
-        at += 4 + 79 * (bits[at + 4 : at + 5] == "1")
-    at += 1 + 2 + 1  # the flag itself, video_object_layer_shape, marker
-    return (int(bits[at : at + 16] or "1", 2) - 1).bit_length() or 1
+    bits = Bits(headers[found.end() : found.end() + MAX_VOL])
+    try:
+        bits.read(9)  # random_accessible_vol, video_object_type_indication
+        if bits.read(1):  # is_object_layer_identifier
+            bits.read(7)  # verid, priority
+        if bits.read(4) == 15:  # aspect_ratio_info: extended_PAR
+            bits.read(16)
+        if bits.read(1):  # vol_control_parameters
+            bits.read(3)  # chroma_format, low_delay
+            if bits.read(1):
+                bits.read(79)  # vbv_parameters
+        bits.read(3)  # video_object_layer_shape, marker
+        return max(1, (bits.read(16) - 1).bit_length())
+    except ValueError:
+        return 0
 
 
 def _without_time(data: bytes, at: int) -> bytes:
