@@ -8,6 +8,11 @@ from pathlib import Path
 # stores no other) to the time it gets. Presentation keeps its distance to decoding.
 Stamp = Callable[[int, float], float]
 
+# Headers of video packets up to the first byte of a time: ISO 13818-1, 2.4.3.6, and of MPEG-1's packets, which FFmpeg
+# writes into .mpg, ISO 11172-1, 2.4.3.3.
+PES_HEADER = re.compile(
+    rb"\x00\x00\x01\xe0..(?:[\x80-\xbf][\x80-\xff].|\xff*(?:[\x40-\x7f].)?)(?=[\x21-\x3f])", re.DOTALL
+)
 PES_TICKS = 90_000
 MILLISECONDS = 1000
 
@@ -24,9 +29,7 @@ def restamp(path: Path, stamp: Stamp) -> None:
 
 
 def _pes(data: bytearray, stamp: Stamp) -> None:
-    """ISO 13818-1, 2.4.3.6; of MPEG-1's packets, which FFmpeg writes into .mpg, ISO 11172-1, 2.4.3.3."""
-    header = rb"\x00\x00\x01\xe0..(?:[\x80-\xbf][\x80-\xff].|\xff*(?:[\x40-\x7f].)?)(?=[\x21-\x3f])"
-    for rank, found in enumerate(list(re.finditer(header, data, re.DOTALL))):
+    for rank, found in enumerate(list(PES_HEADER.finditer(data))):
         at = found.end()
         has_dts = data[at] >> 4 == 3
         pts = _read_33(data, at)

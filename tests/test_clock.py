@@ -1,6 +1,5 @@
 """Clocks that jump: every picture keeps its place in the file, and times go on as a player's do."""
 
-import re
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -14,13 +13,13 @@ from hypothesis import strategies as st
 from sqt_fast.samples import encoding
 from sqt_fast.samples.encoding import Format
 from sqt_fast.samples.scenes import draw, random_scene
-from sqt_fast.video.clock import mend
-from sqt_fast.video.cpu_decoder import CpuDecoder, DecodeReport
+from sqt_fast.video.clock import MAX_REORDER, mend
+from sqt_fast.video.cpu_decoder import DecodeReport
 from sqt_fast.video.packets import NO_TIME
 from sqt_fast.video.probe import Probe
-from sqt_fast.video.reader import PacketReader
 from sqt_fast.video.sampling import plan_clips
-from sqt_fast.video.segments import plan_segments
+from tests.file_kinds import frames_of
+from tests.restamp import PES_HEADER
 from tests.videos import look
 
 TICKS = 90_000.0
@@ -64,6 +63,18 @@ def test_a_wrapped_counter_goes_on() -> None:
     assert np.diff(clock.pts).tolist() == [3600] * 4
 
 
+@given(st.lists(st.integers(0, 400), max_size=120), st.sampled_from([0, 1, 3, 40]))
+def test_without_decoding_times_a_recording_begins_where_a_packet_comes_too_late(jitter: list[int], step: int) -> None:
+    """More than 16 packets of the recording are shown behind it, though they come first."""
+    pts = np.array(jitter, np.int64) + step * 10 * np.arange(len(jitter))
+    begins, back = 0, []
+    for rank, ticks in enumerate(pts.tolist()):
+        if sum(before > ticks for before in pts[begins:rank].tolist()) > MAX_REORDER:
+            begins = rank
+            back.append(rank)
+    assert mend(pts, pts, TICKS, has_dts=False).back.tolist() == back
+
+
 # -- files ------------------------------------------------------------------------------------------------------------
 
 
@@ -84,13 +95,7 @@ def joined(folder: Path, container: str, **options: Any) -> Path:
 
 
 def pictures(facts: Probe) -> dict[int, Any]:
-    """Decode every frame by its number."""
-    found: dict[int, Any] = {}
-    with PacketReader(facts.source) as reader:
-        for segment in plan_segments(facts, np.arange(facts.num_frames)):
-            for chunk in CpuDecoder().frames(reader, segment, DecodeReport()):
-                found.update(zip(chunk.numbers, chunk.images.copy(), strict=True))
-    return found
+    return frames_of(facts, DecodeReport())
 
 
 @pytest.mark.usefixtures("quiet_ffmpeg")
@@ -144,9 +149,7 @@ def wrapping(path: Path, source: Path, start_s: str) -> set[int]:
                 packet.stream = stream
                 out.mux(packet)
     data = path.read_bytes()
-    # Headers of video packets up to the first byte of a time, by MPEG-2 (ISO 13818-1, 2.4.3.6) and by MPEG-1.
-    header = rb"\x00\x00\x01\xe0..(?:[\x80-\xbf][\x80-\xff].|\xff*(?:[\x40-\x7f].)?)([\x21-\x3f])"
-    return {found[1][0] >> 3 & 1 for found in re.finditer(header, data, re.DOTALL)}
+    return {data[found.end()] >> 3 & 1 for found in PES_HEADER.finditer(data)}
 
 
 @pytest.mark.usefixtures("quiet_ffmpeg")

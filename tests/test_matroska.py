@@ -2,13 +2,12 @@
 
 from pathlib import Path
 
-import av
 import pytest
 
-from sqt_fast.video.matroska import CLUSTER, is_cut_off, last_header
+from sqt_fast.video.matroska import CLUSTER, SEGMENT, walk
 from tests.restamp import matroska_elements
 from tests.test_scan import video
-from tests.videos import with_sound
+from tests.videos import copy, with_sound
 
 BLOCKS = (0xA3, 0xA0)  # SimpleBlock, BlockGroup
 
@@ -18,38 +17,17 @@ def whole(tmp_path: Path) -> Path:
     return video(tmp_path, "mkv", bf="0", g="10")
 
 
-def live(path: Path, *, open_clusters: bool = False) -> Path:
-    """Write a recording whose Segment states no size, as of a stream; with open_clusters its clusters state none."""
-    target = path.with_name("live.mkv")
-    with av.open(str(path)) as source, av.open(str(target), "w", options={"live": "1"}) as out:
-        stream = out.add_stream_from_template(source.streams.video[0])
-        for packet in source.demux(video=0):
-            if packet.dts is not None:
-                packet.stream = stream
-                out.mux(packet)
-    if open_clusters:
-        data = bytearray(target.read_bytes())
-        starts = [start for element, start, _ in elements(data) if element == CLUSTER]
-        for start in starts:
-            length = (
-                9
-                - next(
-                    data[at] for at in range(start - 8, start) if data[at - 4 : at] == b"\x1f\x43\xb6\x75"
-                ).bit_length()
-            )
-            data[start - length : start] = (
-                (1 << 8 * length) - 1 >> length - 1 if length == 1 else (1 << 7 * length + 1) - 1
-            ).to_bytes(length)
-        target.write_bytes(data)
-    return target
+def live(path: Path) -> Path:
+    """Write a recording whose Segment states no size, as of a stream."""
+    return copy(path, path.with_name("live.mkv"), live="1")
 
 
-def elements(data: bytes | bytearray) -> list[tuple[int, int, int]]:
-    return list(matroska_elements(data))
+def is_cut_off(path: str) -> bool:
+    return walk(path).is_cut_off
 
 
 def ends_of_blocks(path: Path) -> list[int]:
-    return [end for element, _, end in elements(path.read_bytes()) if element in BLOCKS]
+    return [end for element, _, end in matroska_elements(path.read_bytes()) if element in BLOCKS]
 
 
 def shortened(path: Path, length: int) -> Path:
@@ -81,12 +59,24 @@ def test_of_a_live_recording_the_last_block_tells(whole: Path) -> None:
             assert is_cut_off(str(shortened(path, length))), (k, length)
 
 
+def test_clusters_may_state_no_size_either(tmp_path: Path) -> None:
+    """As browsers record: Segment and clusters open, one block behind the other."""
+    head = b"\x1a\x45\xdf\xa3\x84abcd" + SEGMENT.to_bytes(4) + b"\x01" + b"\xff" * 7
+    cluster = CLUSTER.to_bytes(4) + b"\xff" + b"\xe7\x81\x05"
+    block = b"\xa3\x40\x64" + bytes(100)
+    data = head + 2 * (cluster + 3 * block)
+    path = tmp_path / "a.webm"
+    for length, is_cut in ((0, False), (1, True), (50, True), (99, True), (100, True), (103, False), (203, True)):
+        path.write_bytes(data[: len(data) - length])
+        assert is_cut_off(str(path)) == is_cut, length
+
+
 def test_where_the_last_of_joined_files_begins(whole: Path, tmp_path: Path) -> None:
     data = whole.read_bytes()
     path = tmp_path / "joined.mkv"
     for count in (1, 2, 3):
         path.write_bytes(count * data)
-        assert last_header(str(path)) == (count - 1) * len(data)
+        assert walk(str(path)).last_header == (count - 1) * len(data)
 
 
 @pytest.mark.parametrize("content", [b"", b"\0" * 100, b"RIFF" + bytes(96), b"\x1a\x45\xdf\xa3\x80" + b"\xff" * 50])

@@ -78,6 +78,9 @@ def mend(pts: Int64, dts: Int64, ticks_a_second: float, *, has_dts: bool = True)
 
 def _steps_back(pts: Int64) -> Int64:
     """Return the ranks of packets that come too early to be reordered: they begin a recording of their own."""
+    behind = MAX_REORDER + 1
+    if (pts[behind:] >= np.maximum.accumulate(pts)[:-behind]).all():  # most files: at most MAX_REORDER overtake one
+        return np.zeros(0, np.int64)
     back: list[int] = []
     latest: list[int] = []  # of the recording, a heap of MAX_REORDER + 1
     for rank, ticks in enumerate(pts.tolist()):
@@ -105,7 +108,7 @@ def in_order(pts: Int64) -> tuple[Int64, Int64]:
     """
     ranks = np.arange(len(pts), dtype=np.int64)
     places = np.empty_like(ranks)
-    places[np.lexsort((ranks, pts))] = ranks
+    places[np.argsort(pts, kind="stable")] = ranks
     dts = ranks - (ranks - places).max(initial=0)
     return np.where(pts == NO_TIME, NO_TIME, places), dts
 

@@ -7,7 +7,7 @@ import av
 from av.container import InputContainer
 from av.video.stream import VideoStream
 
-from sqt_fast.video.matroska import is_cut_off, last_header
+from sqt_fast.video.matroska import walk
 
 JOINED = "another {} file is joined behind this one, which FFmpeg does not read: cut them apart"
 TS_PACKET_SIZES = (188, 192, 204)
@@ -41,9 +41,10 @@ def why_cut_off(container: InputContainer, stream: VideoStream, packets_read: in
 
 
 def _why_matroska_is_cut_off(path: str, end: int) -> str | None:
-    if last_header(path) >= end:
+    is_cut_off, last_header = walk(path)
+    if last_header >= end:
         return JOINED.format("Matroska")
-    return "the file is cut off: it ends inside a block" if is_cut_off(path) else None
+    return "the file is cut off: it ends inside a block" if is_cut_off else None
 
 
 def _last_ftyp(path: str, size: int) -> int:

@@ -2,36 +2,39 @@
 
 import os
 from collections.abc import Iterator
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 EBML, SEGMENT, CLUSTER = 0x1A45DFA3, 0x18538067, 0x1F43B675
 BEHIND_PICTURES = frozenset({0x1C53BB6B, 0x1254C367, 0x1941A469, 0x1043A770, 0xEC})  # Cues, Tags, and the like
 UNKNOWN_SIZE = -1
 
 
-def is_cut_off(path: str) -> bool:
-    """Return whether pictures may be missing at the end of ``path``. What is no Matroska at all is not judged.
+class Walk(NamedTuple):
+    """What there is to know of a file's end.
 
-    A live recording states no sizes of Segment and Cluster: then the last block tells. Raises OSError.
+    is_cut_off: pictures may be missing there. last_header: where the last of joined files begins, 0 if it is one.
+    A live recording states no sizes of Segment and Cluster: then the last block tells.
     """
+
+    is_cut_off: bool
+    last_header: int
+
+
+def walk(path: str) -> Walk:
+    """Go through a file from header to header. What is no Matroska at all is whole. Raises OSError."""
     with open(path, "rb") as file:  # noqa: PTH123 - surrogates in the name
         end = os.fstat(file.fileno()).st_size
-        at, is_short, has_pictures = 0, False, False
-        for _, element, stop, following in _elements(file, end):
-            at = following
+        at = last_header = 0
+        is_short = has_pictures = False
+        for begin, element, stop, following in _elements(file, end):
+            at, last_header = following, begin if element == EBML else last_header
             has_pictures |= element == CLUSTER
             if element == SEGMENT:
                 is_short = stop > end
             elif stop > end:
-                return not (has_pictures and element in BEHIND_PICTURES)
-        return is_short or 0 < end - at < 12  # a part of a header; if it is longer, it is something else
-
-
-def last_header(path: str) -> int:
-    """Return where the last file begins of those that are joined in ``path``: 0 if it is one. Raises OSError."""
-    with open(path, "rb") as file:  # noqa: PTH123 - surrogates in the name
-        elements = _elements(file, os.fstat(file.fileno()).st_size)
-        return max((at for at, element, _, _ in elements if element == EBML), default=0)
+                return Walk(not (has_pictures and element in BEHIND_PICTURES), last_header)
+        # Of a header only a part may be there; if it is longer, it is something else.
+        return Walk(is_short or 0 < end - at < 12, last_header)
 
 
 def _elements(file: BinaryIO, end: int) -> Iterator[tuple[int, int, int, int]]:
