@@ -63,7 +63,7 @@ def _index(videos: Path, output: Path, decoder: str, args: argparse.Namespace) -
         with decoders_busy() as busy:
             done = subprocess.run(command, capture_output=True, text=True, check=True)
     except subprocess.CalledProcessError as error:
-        return {"error": error.stderr.strip().splitlines()[-1]}
+        return {"error": (error.stderr.strip().splitlines() or [reason(error)])[-1]}
     except OSError as error:
         return {"error": reason(error)}
     used = {name for value in _column(output, "decoder") for name in value.split(", ")}

@@ -175,13 +175,10 @@ def _config(options: dict[str, Any]) -> IndexConfig:
 def _dry_run(config: IndexConfig, stdin: list[str], *, as_json: bool) -> None:
     from sqt_fast.clips.recipe import Recipe
     from sqt_fast.console import print_findings
-    from sqt_fast.survey import Totals, survey
+    from sqt_fast.survey import Totals, survey, videos_of
     from sqt_fast.table.ledger import existing_ledger
-    from sqt_fast.video.archive import find_videos
 
-    found = find_videos(
-        config.inputs, path_col=config.path_col, stdin=stdin, null=config.null, all_links=config.all_links
-    )[: config.limit]
+    found = videos_of(config, stdin)
     ledger = existing_ledger(config.output, overwrite=config.overwrite)
     videos = ledger.todo(found, ledger.gone(found), retry_failed=config.retry_failed)
     findings = survey(videos, Recipe.of(config))

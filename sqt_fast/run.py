@@ -18,14 +18,14 @@ from sqt_fast.engine.supervisor import Labeller, Launch, supervised
 from sqt_fast.errors import ConfigError, InterruptedRunError, OutputError, SqtError
 from sqt_fast.network.class_names import read_labels
 from sqt_fast.network.weights import check_name, weights_sha256
-from sqt_fast.survey import estimate_clips, survey
+from sqt_fast.survey import estimate_clips, survey, videos_of
 from sqt_fast.table.ledger import Ledger
 from sqt_fast.table.merge import merge
 from sqt_fast.table.parts import Parts
 from sqt_fast.table.rows import failed_row
 from sqt_fast.table.schema import CAN_GROW, Row, read_metadata, to_table
 from sqt_fast.versions import installed
-from sqt_fast.video.archive import LeftOut, VideoFile, find_videos
+from sqt_fast.video.archive import LeftOut, VideoFile
 from sqt_fast.video.sampling import FRAME_INTERVAL
 
 VERSIONED = ("torch", "nvidia-dali-cuda130", "av", "numpy", "opencv-python-headless", "pyarrow")
@@ -44,14 +44,7 @@ def run(
     check_name(config.weights)
     labels = None if config.labels is None else read_labels(config.labels)
     left_out = LeftOut()
-    videos = find_videos(
-        config.inputs,
-        path_col=config.path_col,
-        stdin=stdin,
-        null=config.null,
-        all_links=config.all_links,
-        left_out=left_out,
-    )
+    videos = videos_of(config, stdin, left_out)
     recipe = Recipe.of(config)
     settings = {  # what rows must have in common to share a table
         "weights_sha256": weights_sha256(config.weights),
@@ -60,7 +53,7 @@ def run(
         **config.settings(),
     }
     with Parts(config.output) as parts:
-        summary = _Run(config, recipe, settings, parts, report).execute(videos[: config.limit], launch)
+        summary = _Run(config, recipe, settings, parts, report).execute(videos, launch)
     summary.other_files, summary.links = len(left_out.other_files), len(left_out.links)
     summary.wall_s = time.perf_counter() - started
     return summary

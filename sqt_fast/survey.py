@@ -1,17 +1,18 @@
 """Look at an archive without labelling it: what ``--dry-run`` prints, and how much work there is."""
 
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from sqt_fast.clips.recipe import Recipe
+from sqt_fast.config import IndexConfig
 from sqt_fast.engine.decoder_process import DecoderProcess
 from sqt_fast.engine.memory import MAX_DECODERS, usable_cores
 from sqt_fast.engine.process import ChildError
 from sqt_fast.errors import BackendError, SqtError, VideoError, system_reason
-from sqt_fast.video.archive import VideoFile
+from sqt_fast.video.archive import LeftOut, VideoFile, find_videos
 from sqt_fast.video.cpu_decoder import FFMPEG, CpuTools
 from sqt_fast.video.probe import Probe
 
@@ -46,6 +47,19 @@ class Finding:
             result |= {name: getattr(self.facts, name) for name in names}
             result |= {"clips": self.num_clips}
         return result
+
+
+def videos_of(config: IndexConfig, stdin: Iterable[str], left_out: LeftOut | None = None) -> list[VideoFile]:
+    """Return the videos that a run is asked for. left_out: is told what inputs name beside them. Raises ConfigError."""
+    found = find_videos(
+        config.inputs,
+        path_col=config.path_col,
+        stdin=stdin,
+        null=config.null,
+        all_links=config.all_links,
+        left_out=left_out,
+    )
+    return found[: config.limit]
 
 
 def survey(

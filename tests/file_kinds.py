@@ -11,6 +11,7 @@ import hashlib
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
@@ -24,6 +25,7 @@ from numpy.typing import NDArray
 
 from sqt_fast.errors import VideoError
 from sqt_fast.samples.encoding import Format, encode_video
+from sqt_fast.video.container import demux
 from sqt_fast.video.cpu_decoder import CpuDecoder, DecodeReport
 from sqt_fast.video.probe import Probe
 from sqt_fast.video.reader import PacketReader
@@ -200,21 +202,18 @@ def all_pictures(path: Path) -> Iterator[bytes]:
         if not container.streams.video:
             return
         stream = container.streams.best("video")
+        assert isinstance(stream, av.VideoStream)
         size: tuple[int, int] | None = None
-        packets = container.demux(stream)
-        while True:
-            try:
-                packet = next(packets)
-            except (StopIteration, IndexError, av.error.FFmpegError):  # IndexError: see scan.py
-                return
-            try:
-                frames = packet.decode()
-            except av.error.FFmpegError:
-                continue
-            for frame in frames:
-                assert isinstance(frame, av.VideoFrame)
-                size = size or (frame.width, frame.height)
-                yield digest(frame.reformat(*size, format="rgb24").to_ndarray())
+        with suppress(av.error.FFmpegError):  # of reading: the file ends there
+            for packet in demux(container, stream):
+                try:
+                    frames = packet.decode()
+                except av.error.FFmpegError:
+                    continue
+                for frame in frames:
+                    assert isinstance(frame, av.VideoFrame)
+                    size = size or (frame.width, frame.height)
+                    yield digest(frame.reformat(*size, format="rgb24").to_ndarray())
 
 
 def frames_of(facts: Probe, report: DecodeReport) -> dict[int, NDArray[np.uint8]]:

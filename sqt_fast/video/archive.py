@@ -139,7 +139,7 @@ class _Search:
 
     def _walk(self, root: Path) -> Iterator[str]:
         """Yield the video files below ``root``, following links to folders but never round in a circle."""
-        seen: set[tuple[int, int]] = set()
+        seen: set[Identity] = set()
         unreadable: list[str] = []
         for folder, folders, files in os.walk(
             root, followlinks=True, onerror=lambda error: unreadable.append(error.filename)

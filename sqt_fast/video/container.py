@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from typing import Any
 
 import av
 import av.error
@@ -58,6 +59,17 @@ def open_video(path: str) -> Iterator[tuple[InputContainer, VideoStream]]:
         _check_size(context.width, context.height)
         context.options = {"max_pixels": str(MAX_PIXELS)}
         yield container, stream
+
+
+def demux(container: InputContainer, stream: VideoStream) -> Iterator["av.Packet[Any]"]:
+    """Yield the packets of ``stream``, an empty one last. Raises FFmpegError where reading fails."""
+    packets = container.demux(stream)
+    while True:
+        try:
+            packet = next(packets)
+        except (StopIteration, IndexError):  # PyAV's, behind the last packet, where reading has found more streams
+            return
+        yield packet
 
 
 def _check_size(width: int, height: int) -> None:

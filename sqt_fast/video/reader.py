@@ -1,7 +1,7 @@
 """Fetch the packets of a segment from its file, reading or seeking whichever is shorter."""
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any, NamedTuple, TypeAlias
 
 import av
@@ -10,7 +10,7 @@ from av.container import InputContainer
 from av.video.stream import VideoStream
 
 from sqt_fast.video.archive import VideoFile
-from sqt_fast.video.container import open_video
+from sqt_fast.video.container import demux, open_video
 from sqt_fast.video.packets import NO_TIME, RANDOM_ACCESS
 from sqt_fast.video.probe import Probe, Source
 from sqt_fast.video.scan import open_to_probe, probe_stream
@@ -205,11 +205,7 @@ class PacketReader:
         return packet
 
     def _demux(self) -> Iterator[Packet]:
-        packets = self.container.demux(self.stream)
-        while True:
-            try:
-                packet = next(packets)
-            except (StopIteration, IndexError, av.error.FFmpegError):  # IndexError: see scan.py
-                return
-            if packet.size:
-                yield packet
+        with suppress(av.error.FFmpegError):  # the probe stopped there too
+            for packet in demux(self.container, self.stream):
+                if packet.size:
+                    yield packet

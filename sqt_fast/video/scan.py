@@ -17,7 +17,7 @@ from sqt_fast.errors import VideoError, system_reason
 from sqt_fast.video.archive import VideoFile
 from sqt_fast.video.bitstream import packet_reader
 from sqt_fast.video.clock import CLOCKED_FORMATS, MAX_SHARED, in_order, mend, shared, spread
-from sqt_fast.video.container import open_video
+from sqt_fast.video.container import demux, open_video
 from sqt_fast.video.ending import promised_end_s, why_cut_off
 from sqt_fast.video.packets import NEW_HEADERS, NO_TIME, RANDOM_ACCESS, SHOWN, PacketColumns, Packets
 from sqt_fast.video.probe import Orientation, Probe, Source
@@ -136,6 +136,8 @@ class _Scan:
 
     def _cut_s(self, times_s: Float64, end_s: float) -> tuple[float, float] | None:
         """Return from when to when packets are shown of which bytes are missing, None if there are none."""
+        if not self.cut_packets:
+            return None
         places = np.full(len(self.packets), len(times_s))
         ranks = np.flatnonzero(self.packets.are(SHOWN))
         order = np.argsort(self.packets.pts[ranks], kind="stable") if self.is_timed else np.arange(len(ranks))
@@ -157,21 +159,17 @@ class _Scan:
         return bool(self.stream.codec_context.has_b_frames)
 
     def _packets(self) -> Iterator["av.Packet[Any]"]:
-        packets, is_first = self.container.demux(self.stream), True
-        while True:
-            try:
-                packet = next(packets)
-            except (StopIteration, IndexError):  # PyAV, behind the last packet, where reading has found more streams
-                return
-            except av.error.FFmpegError as error:
-                self.broken = f"reading stopped early: {system_reason(error)}"
-                return
-            if self.first_frame is None and is_first and packet.size:  # most files: no waiting for B pictures
-                is_first, self.first_frame = False, _first_picture(packet, alone=True)
-            if self.first_frame is None:
-                self.first_frame = _first_picture(packet, alone=False)
-            if packet.size:
-                yield packet
+        is_first = True
+        try:
+            for packet in demux(self.container, self.stream):
+                if self.first_frame is None and is_first and packet.size:  # most files: no waiting for B pictures
+                    is_first, self.first_frame = False, _first_picture(packet, alone=True)
+                if self.first_frame is None:
+                    self.first_frame = _first_picture(packet, alone=False)
+                if packet.size:
+                    yield packet
+        except av.error.FFmpegError as error:
+            self.broken = f"reading stopped early: {system_reason(error)}"
 
     def probe(self, path: str) -> Probe:
         """Return what has been learnt. Raises VideoError."""
