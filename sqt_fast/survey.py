@@ -80,14 +80,16 @@ def survey(
         finally:
             idle.append(process)
 
-    with ThreadPoolExecutor(num_processes, thread_name_prefix="probe") as pool:
-        try:
-            yield from pool.map(look, videos)
-        finally:
-            for process in processes:
-                process.stop()
-    for process in processes:
-        process.close()
+    try:
+        with ThreadPoolExecutor(num_processes, thread_name_prefix="probe") as pool:
+            try:
+                yield from pool.map(look, videos)
+            finally:
+                for process in processes:
+                    process.stop()
+    finally:  # behind the threads: one that was idle is dead, and nobody has waited for it
+        for process in processes:
+            process.close()
 
 
 def estimate_clips(videos: Sequence[VideoFile], recipe: Recipe) -> int:
