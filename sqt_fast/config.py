@@ -28,14 +28,18 @@ class ClipProtocol:
 
 
 FAST = ClipProtocol("fast", short_side=256, crop_size=224, num_clips=None, num_crops=1)
+SINGLE = ClipProtocol("single", short_side=256, crop_size=224, num_clips=1, num_crops=1)
 OFFICIAL = ClipProtocol("official", short_side=224, crop_size=224, num_clips=10, num_crops=3)
 OFFICIAL_HMDB51 = ClipProtocol("official", short_side=286, crop_size=286, num_clips=2, num_crops=3)
-PROTOCOLS = (FAST.name, OFFICIAL.name)
+PROTOCOLS = (FAST.name, SINGLE.name, OFFICIAL.name)
 
 
 @dataclass(frozen=True)
 class IndexConfig:
-    """Everything ``sqt-fast index`` was asked for. None means "decide from the facts"."""
+    """Everything ``sqt-fast index`` was asked for. None means "decide from the facts".
+
+    top_k: None keeps every class.
+    """
 
     inputs: tuple[str, ...]
     output: Path
@@ -49,7 +53,7 @@ class IndexConfig:
     protocol: str = "fast"
     stride_s: float | None = None
     target_fps: float | None = None
-    top_k: int = 5
+    top_k: int | None = 5
     level: str | None = None
     embeddings: bool = False
     on_error: str = "record"
@@ -73,15 +77,17 @@ class IndexConfig:
         ):
             if value is not None and not least <= value <= most:
                 raise ConfigError(f"--{name} {value:g}: must be from {least:g} to {most:g}")
-        if self.protocol == "official" and self.level == "window":
-            raise ConfigError("--level window: the official protocol gives one row a video; drop it or use fast")
-        if self.protocol == "official" and self.stride_s is not None:
-            raise ConfigError("--stride: the official protocol spreads 10 clips by itself; drop it or use fast")
+        if self.protocol != FAST.name and self.level == "window":
+            raise ConfigError(
+                f"--level window: the {self.protocol} protocol gives one row a video; drop it or use fast"
+            )
+        if self.protocol != FAST.name and self.stride_s is not None:
+            raise ConfigError(f"--stride: the {self.protocol} protocol places its clips itself; drop it or use fast")
 
     @property
     def per_window(self) -> bool:
         """Whether a row speaks for a window (else for a whole video)."""
-        return self.level != "video" and self.protocol != "official"
+        return self.level != "video" and self.protocol == FAST.name
 
     def settings(self) -> dict[str, Any]:
         """Return what must be the same for rows to share a table, but for weights, labels and protocol.

@@ -12,7 +12,7 @@ from typing import Any
 from sqt_fast import __version__
 from sqt_fast.clips.recipe import Recipe
 from sqt_fast.config import IndexConfig, differences
-from sqt_fast.engine.events import BatchSizeChanged, Begun, Event, Note, Report, VideoFinished, ignore
+from sqt_fast.engine.events import BatchSizeChanged, Begun, Event, Loaded, Note, Report, VideoFinished, ignore
 from sqt_fast.engine.results import EarlierRun, Summary, VideoResult, WeightsInfo
 from sqt_fast.engine.supervisor import Labeller, Launch, supervised
 from sqt_fast.errors import ConfigError, InterruptedRunError, OutputError, SqtError
@@ -175,7 +175,8 @@ class _Run:
             self.report(Note("the weights are random, never trained: the labels of this table mean nothing"))
         if weights.labels is None:
             raise ConfigError(f"--weights {self.config.weights}: a backbone without a classifier has nothing to say")
-        if self.config.top_k > len(weights.labels):
+        self.report(Loaded(weights.labels))
+        if self.config.top_k is not None and self.config.top_k > len(weights.labels):
             self.report(Note(f"--top-k {self.config.top_k}: there are {len(weights.labels)} classes, all are kept"))
         if self.config.stride_s is not None:
             nearest = f"windows start on the nearest multiple of {FRAME_INTERVAL} frames"

@@ -43,10 +43,11 @@ def test_a_rate_that_would_fill_the_memory_is_refused() -> None:
         config(target_fps=1e12)
 
 
+@pytest.mark.parametrize("protocol", ["single", "official"])
 @pytest.mark.parametrize("options", [{"stride_s": 1.0}, {"level": "window"}])
-def test_official_takes_no_windows(options: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match="official protocol"):
-        config(protocol="official", **options)
+def test_protocols_that_judge_whole_videos_take_no_windows(protocol: str, options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=f"{protocol} protocol"):
+        config(protocol=protocol, **options)
 
 
 @pytest.mark.parametrize(
@@ -56,6 +57,7 @@ def test_official_takes_no_windows(options: dict[str, Any]) -> None:
         ({"level": "window"}, True),
         ({"level": "video"}, False),
         ({"protocol": "official"}, False),
+        ({"protocol": "single"}, False),
         ({"protocol": "official", "level": "video"}, False),
     ],
 )
@@ -70,9 +72,11 @@ def test_level(options: dict[str, Any], per_window: bool) -> None:
         {"backend": "eager"},
         {"precision": "bf16"},
         {"protocol": "official"},
+        {"protocol": "single"},
         {"stride_s": 1.0},
         {"target_fps": 10.0},
         {"top_k": 3},
+        {"top_k": None},
         {"level": "video"},
         {"embeddings": True},
     ],

@@ -4,10 +4,21 @@ import pickle
 
 import pytest
 
-from sqt_fast.engine.events import Alive, BatchSizeChanged, Begun, ClipsLabelled, Event, Note, VideoFinished, ignore
+from sqt_fast.engine.events import (
+    Alive,
+    BatchSizeChanged,
+    Begun,
+    ClipsLabelled,
+    Event,
+    Loaded,
+    Note,
+    VideoFinished,
+    ignore,
+)
 
 EVENTS = [
     Note("a line"),
+    Loaded(("run", "jump")),
     Begun(2, done=1),
     ClipsLabelled(3),
     VideoFinished("a.mp4", 2.5, "a.mp4: damaged: half of it"),

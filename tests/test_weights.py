@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from sqt_fast import load_model
-from sqt_fast.config import FAST, OFFICIAL, OFFICIAL_HMDB51
+from sqt_fast.config import FAST, OFFICIAL, OFFICIAL_HMDB51, SINGLE
 from sqt_fast.errors import CheckpointError, ConfigError
 from sqt_fast.files import cache_folder, file_sha256
 from sqt_fast.network import weights
@@ -330,6 +330,8 @@ def test_importing_the_zoo_imports_no_torch() -> None:
 
 def test_protocols_belong_to_the_published_weights() -> None:
     assert find_protocol("fast", "hmdb51") is FAST
+    assert find_protocol("single", "hmdb51") is SINGLE
+    assert find_protocol("single", "some/file.pth") is SINGLE
     assert find_protocol("official", "k400") is OFFICIAL
     assert find_protocol("official", "some/file.pth") is OFFICIAL
     assert find_protocol("official", "hmdb51") is OFFICIAL_HMDB51

@@ -12,6 +12,13 @@ class Note:
 
 
 @dataclass(frozen=True, slots=True)
+class Loaded:
+    """The weights are there. labels: the names of their K classes, by number."""
+
+    labels: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Begun:
     """So many videos are about to be labelled, beside those ``done`` in an earlier run."""
 
@@ -47,7 +54,7 @@ class Alive:
     """Work goes on, though nothing is finished yet: a sign of life for whoever watches for hangs."""
 
 
-Event = Note | Begun | ClipsLabelled | VideoFinished | BatchSizeChanged | Alive
+Event = Note | Loaded | Begun | ClipsLabelled | VideoFinished | BatchSizeChanged | Alive
 Report = Callable[[Event], None]
 
 

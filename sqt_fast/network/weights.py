@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sqt_fast.config import FAST, OFFICIAL, OFFICIAL_HMDB51, ClipProtocol
+from sqt_fast.config import FAST, OFFICIAL, OFFICIAL_HMDB51, SINGLE, ClipProtocol
 from sqt_fast.errors import CheckpointError, ConfigError, system_reason
 from sqt_fast.files import cache_folder, file_sha256, replace_file
 from sqt_fast.network.class_names import LABEL_LISTS, read_labels
@@ -62,8 +62,9 @@ def published_name(weights: str) -> str | None:
 
 def find_protocol(name: str, weights: str) -> ClipProtocol:
     """Return the protocol ``name`` as the release uses it with ``weights``, however they are named."""
-    if name == FAST.name:
-        return FAST
+    for protocol in (FAST, SINGLE):
+        if name == protocol.name:
+            return protocol
     published = published_name(weights)
     return OFFICIAL if published is None else PUBLISHED[published].official
 

@@ -34,10 +34,10 @@ class Scored:
 
 @dataclass(frozen=True)
 class RowStyle:
-    """What rows hold: class names, how many best classes, one row a window or a video."""
+    """What rows hold: class names, how many best classes (None: all), one row a window or a video."""
 
     labels: tuple[str, ...]
-    top_k: int
+    top_k: int | None
     per_window: bool
 
 
