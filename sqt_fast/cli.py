@@ -1,13 +1,11 @@
-"""The command line: options in, one function called, results out. Only this file knows click.
+"""The command line: options in, one function called, results out.
 
-Heavy imports wait inside the commands, so that ``--help`` is quick.
+Heavy imports wait inside the commands, so that ``--help`` is quick. Options that several have are in ``options.py``.
 """
 
 import importlib
 import json
-import logging
 import os
-import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,26 +14,10 @@ import click
 
 from sqt_fast import __version__
 from sqt_fast.config import PROTOCOLS, IndexConfig
-from sqt_fast.engine.routes import DECODERS
 from sqt_fast.errors import ConfigError, InterruptedRunError, SqtError
-from sqt_fast.network.registry import BACKENDS, PRECISIONS
-
-WEIGHTS_HELP = "A published name (k400, k600, hmdb51), 'random', or the path of a checkpoint."
-
-
-def _auto_or_count(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
-    """Return ``auto`` as it is, else a whole number of at least 1."""
-    return value if value == "auto" else click.IntRange(min=1).convert(value, param, ctx)
-
-
-def _auto_or_memory(ctx: click.Context, param: click.Parameter, value: str) -> Any:
-    """Return ``auto`` as it is, else bytes."""
-    del ctx, param
-    if value == "auto":
-        return value
-    from sqt_fast.engine.memory import parse_memory
-
-    return parse_memory(value)
+from sqt_fast.evaluate.command import evaluate
+from sqt_fast.network.registry import PRECISIONS
+from sqt_fast.options import WEIGHTS_HELP, decided, prepare_process, running_options
 
 
 class _Interrupt:
@@ -83,36 +65,20 @@ def main() -> None:
     "--protocol",
     type=click.Choice(PROTOCOLS),
     default="fast",
-    help="fast: windows of 64 frames cover the video. official: 10 clips x 3 crops, one row a video.",
+    help="fast: windows of 64 frames cover the video. single: one clip from the middle, official: 10 clips x 3 crops; "
+    "one row a video.",
 )
 @click.option("--stride", "stride_s", type=float, metavar="SECONDS", help="Start a window every so many seconds.")
 @click.option("--target-fps", type=float, metavar="FPS", help="Sample by time, as if all videos had this frame rate.")
 @click.option(
     "--level",
     type=click.Choice(["window", "video"]),
-    help="One row a window or a video.  [default: window; video with --protocol official]",
+    help="One row a window or a video.  [default: window; video with other protocols than fast]",
     show_default=False,
 )
 @click.option("--top-k", type=click.IntRange(min=1), default=5, help="How many best classes to keep.")
 @click.option("--embeddings", is_flag=True, help="Add the pooled features (float16) of every row.")
-@click.option("--backend", type=click.Choice(["auto", *BACKENDS]), default="auto", help="What runs the network.")
-@click.option("--device", default="auto", metavar="auto|cpu|cuda[:N]", help="Where it runs.")
-@click.option("--precision", type=click.Choice(["auto", *PRECISIONS]), default="auto", help="Of the network.")
-@click.option("--batch-size", metavar="auto|N", default="auto", callback=_auto_or_count, help="Clips at once.")
-@click.option(
-    "--decoder",
-    type=click.Choice(["auto", *DECODERS]),
-    default="auto",
-    help="nvdec: the GPU's, through DALI, for the videos that it decodes rightly. cpu: FFmpeg for all.",
-)
-@click.option(
-    "--memory",
-    "memory_bytes",
-    metavar="auto|SIZE",
-    default="auto",
-    callback=_auto_or_memory,
-    help="For decoding, as 8G; auto: half of what is free.",
-)
+@running_options
 @click.option("--path-col", default="path", help="Column of .csv and .parquet lists that holds the path.")
 @click.option("-0", "--null", is_flag=True, help="Names on stdin and in .txt lists end in NUL bytes (find -print0).")
 @click.option("--all-links", is_flag=True, help="Label a file under every name that links give it, not under one.")
@@ -136,14 +102,8 @@ def index(dry_run: bool, as_json: bool, quiet: bool, verbose: bool, **options: A
     Every file gets at least one row. A run that was stopped goes on when the same command is given again; a complete
     table takes in new and changed files.
     """
-    config = _config(options)
-    logging.basicConfig(level=logging.DEBUG if verbose else logging.WARNING, format="%(name)s: %(message)s")
-    for name in ("torch", "nvidia", "asyncio", "filelock"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    interrupt = click.get_current_context().obj
-    signal.signal(signal.SIGTERM, interrupt)  # a scheduler's stop is a Ctrl-C
-    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
-        signal.signal(signal.SIGINT, interrupt)
+    config = IndexConfig(**decided(options))
+    prepare_process(verbose=verbose)
     stdin = _stdin(null=config.null) if "-" in config.inputs else []
     if dry_run:
         _dry_run(config, stdin, as_json=as_json)
@@ -164,12 +124,6 @@ def index(dry_run: bool, as_json: bool, quiet: bool, verbose: bool, **options: A
 def _stdin(*, null: bool) -> list[str]:
     """Return the names on standard input, which may be in any encoding, and end in NUL bytes with ``-0``."""
     return [os.fsdecode(name) for name in sys.stdin.buffer.read().split(b"\0" if null else b"\n")]
-
-
-def _config(options: dict[str, Any]) -> IndexConfig:
-    """Make the configuration; "auto" becomes None: to be decided."""
-    decided: dict[str, Any] = {name: None if value == "auto" else value for name, value in options.items()}
-    return IndexConfig(**decided)
 
 
 def _dry_run(config: IndexConfig, stdin: list[str], *, as_json: bool) -> None:
@@ -295,3 +249,6 @@ def kernels(options: tuple[str, ...]) -> None:
 def network(options: tuple[str, ...]) -> None:
     """The network alone, with every backend and precision."""
     _bench("bench_network", options)
+
+
+main.add_command(evaluate)

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 TOP_FOLDERS = ("kernels", "pipelines")  # real folders at the top, linked below sqt_fast/
-PACKAGES = ("clips", "engine", "network", "samples", "table", "tuning", "video")
+PACKAGES = ("clips", "engine", "evaluate", "network", "samples", "table", "train", "tuning", "video")
 MAX_PARAMETERS = 6
 
 
@@ -110,10 +110,20 @@ def test_kernels_stand_alone_but_for_errors() -> None:
         assert {o for o in ours if not o.startswith(("sqt_fast.kernels.", "sqt_fast.errors."))} == set(), name
 
 
+def test_evaluation_judges_tables_and_nothing_but_the_command_line_knows_it() -> None:
+    rooms = tuple(f"sqt_fast.{room}." for room in ("clips", "engine", "network", "train"))
+    known = tuple(f"sqt_fast.{module}." for module in ("engine.events", "network.class_names", "train.lists"))
+    used = {found for name in inside("evaluate") for found in imports(modules()[name]) if found.startswith(rooms)}
+    assert {found for found in used if not found.startswith(known)} == set()
+    assert importers("torch") & inside("evaluate") == {"evaluate.reports"}
+    assert importers("sqt_fast.evaluate") - inside("evaluate") == {"cli"}
+
+
 @pytest.mark.parametrize(
     ("library", "allowed"),
     [
-        ("click", {"cli"}),
+        ("click", {"cli", "options", "evaluate.command"}),
+        ("matplotlib", {"evaluate.reports"}),
         ("pyarrow", {"video.archive", *(f"table.{room}" for room in ("export", "ledger", "merge", "parts", "schema"))}),
         ("av", {"engine.selftest", *(name for name in modules() if name.startswith(("video.", "samples.")))}),
     ],
