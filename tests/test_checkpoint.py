@@ -14,16 +14,15 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from sqt_fast.errors import CheckpointError
-from sqt_fast.files import file_sha256
 from sqt_fast.network.checkpoint import (
     build,
     canonical_name,
     fit,
     infer_config,
     read_checkpoint,
-    read_metadata,
     save_safetensors,
 )
+from sqt_fast.network.metadata import read_metadata
 from sqt_fast.network.model import DEPTHS, ModelConfig, SqueezeTime
 
 TINY = ModelConfig(depth=18, width=1 / 32, num_classes=5, pos_dim=(8, 4, 2, 1))
@@ -234,11 +233,6 @@ def test_building_leaves_the_random_numbers_alone() -> None:
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-def pth_bytes(tmp_path: Path) -> bytes:
-    torch.save(as_mmengine(tiny()), tmp_path / "whole.pth")
-    return (tmp_path / "whole.pth").read_bytes()
-
-
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -307,16 +301,6 @@ def test_two_networks_in_one_file_are_named(tmp_path: Path) -> None:
     torch.save({"backbone.net.bn1.weight": torch.zeros(1), "module.bn1.weight": torch.ones(1)}, tmp_path / "a.pth")
     with pytest.raises(CheckpointError, match=r"holds bn1\.weight twice"):
         read_checkpoint(tmp_path / "a.pth")
-
-
-def test_file_sha256(tmp_path: Path) -> None:
-    (tmp_path / "a").write_bytes(b"abc")
-    assert file_sha256(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-
-
-def test_read_metadata_of_other_files_is_nothing(tmp_path: Path) -> None:
-    (tmp_path / "a").write_bytes(pth_bytes(tmp_path))
-    assert read_metadata(tmp_path / "a") == {}
 
 
 class Watch(TorchFunctionMode):

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from sqt_fast.config import ClipProtocol, IndexConfig
-from sqt_fast.network.weights import find_protocol
+from sqt_fast.network.protocols import find_protocol
 from sqt_fast.video.probe import Probe
 from sqt_fast.video.sampling import ClipPlan, plan_clips
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
@@ -95,15 +94,6 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     except Exception as error:
         reason = " ".join(str(error).split())[:120] or type(error).__name__
         raise CheckpointError(f"{path} is cut short or damaged ({reason}); {_AGAIN}") from error
-
-
-def read_metadata(path: str | Path) -> dict[str, str]:
-    """Return the metadata of a safetensors file, nothing for any other file."""
-    with Path(path).open("rb") as file:
-        if file.read(9)[8:] != b"{":
-            return {}
-    with safe_open(Path(path), framework="pt") as tensors:
-        return dict(tensors.metadata() or {})
 
 
 def _usual(values: Iterable[int]) -> int | None:
