@@ -7,17 +7,19 @@ import importlib
 import json
 import os
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 
 from sqt_fast import __version__
+from sqt_fast.commands.evaluate_command import evaluate
+from sqt_fast.commands.options import WEIGHTS_HELP, decided, prepare_process, running_options
+from sqt_fast.commands.samples_command import sample_videos
 from sqt_fast.config import PROTOCOLS, IndexConfig
 from sqt_fast.errors import ConfigError, InterruptedRunError, SqtError
-from sqt_fast.evaluate.command import evaluate
 from sqt_fast.network.registry import PRECISIONS
-from sqt_fast.options import WEIGHTS_HELP, decided, prepare_process, running_options
 
 
 class _Interrupt:
@@ -147,36 +149,36 @@ def _dry_run(config: IndexConfig, stdin: list[str], *, as_json: bool) -> None:
     click.echo(f"], {json.dumps(totals.as_dict())[1:]}")
 
 
-@main.command("sample-videos")
-@click.argument("directory", type=click.Path(path_type=Path))
-@click.option("--seed", type=click.IntRange(min=0), default=0, help="The same seed makes the same pictures.")
-@click.option("--seconds", type=float, default=4.0, help="Length of each video.")
-@click.option("-n", "--count", type=click.IntRange(min=1), default=24, help="How many videos.")
-def sample_videos(directory: Path, seed: int, seconds: float, count: int) -> None:
-    """Make a small archive of moving shapes in many codecs, with the truth in DIRECTORY/labels.csv."""
-    from sqt_fast.samples.encoding import make_samples
-
-    samples = make_samples(directory, seed=seed, seconds=seconds, count=count)
-    click.echo(f"{len(samples)} video{'s' * (len(samples) != 1)} in {directory}")
-    for sample in samples:
-        if sample.fallback:
-            click.echo(f"{sample.path}: {sample.fallback}", err=True)
-
-
 @main.command()
 @click.argument("source")
 @click.argument("target", type=click.Path(path_type=Path, dir_okay=False))
-def convert(source: str, target: Path) -> None:
-    """Convert the checkpoint SOURCE (a path or a published name) to TARGET, a .safetensors file."""
+@click.option("--note", "notes", multiple=True, metavar="NAME=TEXT", help="Add to the metadata. Repeat it for more.")
+def convert(source: str, target: Path, notes: tuple[str, ...]) -> None:
+    """Convert the checkpoint SOURCE (a path or a published name) to TARGET, a .safetensors file.
+
+    Class names, clip sizes and what else the metadata of SOURCE says go with it.
+    """
+    added = dict(_note(text) for text in notes)
     from sqt_fast.network.checkpoint import save_safetensors
+    from sqt_fast.network.metadata import read_metadata
+    from sqt_fast.network.protocols import find_protocol
     from sqt_fast.network.weights import load_weights
 
     weights = load_weights(source)
-    labels = {"labels": json.dumps(weights.labels)} if weights.labels else {}
-    save_safetensors(
-        weights.model, target, metadata={"source": weights.name, "source_sha256": weights.sha256, **labels}
-    )
+    about = {} if weights.path is None else read_metadata(weights.path)
+    about |= {"source": weights.name, "source_sha256": weights.sha256}
+    about["protocols"] = json.dumps({name: asdict(find_protocol(name, source)) for name in ("fast", "official")})
+    if weights.labels:
+        about["labels"] = json.dumps(weights.labels)
+    save_safetensors(weights.model, target, metadata=about | added)
     click.echo(str(target))
+
+
+def _note(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise ConfigError(f"--note {text}: expected NAME=TEXT")
+    return name, value
 
 
 @main.command()
@@ -251,4 +253,5 @@ def network(options: tuple[str, ...]) -> None:
     _bench("bench_network", options)
 
 
-main.add_command(evaluate)
+for command in (evaluate, sample_videos):
+    main.add_command(command)

@@ -7,8 +7,9 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import pytest
@@ -17,11 +18,18 @@ from click.testing import CliRunner, Result
 from sqt_fast import __version__
 from sqt_fast import cli as module
 from sqt_fast.cli import main
-from sqt_fast.config import IndexConfig
+from sqt_fast.config import FAST, OFFICIAL, OFFICIAL_HMDB51, IndexConfig
 from sqt_fast.engine.results import Summary
 from sqt_fast.errors import SqtError
+from sqt_fast.network.metadata import labels_in, read_metadata
+from sqt_fast.network.protocols import find_protocol
+from sqt_fast.network.published import PUBLISHED
 from sqt_fast.network.registry import BACKENDS
+from tests.conftest import TINY_LABELS
 from tests.tables import read_table
+
+if TYPE_CHECKING:
+    from sqt_fast.network.model import SqueezeTime
 
 PROMISED = """videos rows failed clips packets_read packets_dropped frames_decoded frames_wanted wall_s clips_per_s
 x_realtime limit""".split()  # noqa: SIM905
@@ -102,6 +110,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
         ["convert", "-h"],
         ["tune", "-h"],
         ["evaluate", "-h"],
+        ["train", "-h"],
         ["index"],
     ],
     ids=str,
@@ -450,17 +459,6 @@ def test_dry_run_counts_the_clips_that_a_run_labels(
 # -- the other commands -----------------------------------------------------------------------------------------------
 
 
-def test_sample_videos(tmp_path: Path) -> None:
-    result = sqt("sample-videos", tmp_path / "s", "-n", "2", "--seconds", "0.2", "--seed", "3")
-    assert result.exit_code == 0
-    assert result.stdout == f"2 videos in {tmp_path / 's'}\n"
-    assert len(list((tmp_path / "s").rglob("*.m*"))) == 2
-    (tmp_path / "file").touch()
-    assert "cannot hold the samples" in refused(sqt("sample-videos", tmp_path / "file", "-n", "1", "--seconds", "1"))
-    assert "-1" in refused(sqt("sample-videos", tmp_path, "--seconds", "-1"))
-    assert "0 is not in the range" in refused(sqt("sample-videos", tmp_path, "--count", "0"))
-
-
 def test_convert(tmp_path: Path, tiny_weights: tuple[str, str]) -> None:
     import torch
 
@@ -478,6 +476,39 @@ def test_convert(tmp_path: Path, tiny_weights: tuple[str, str]) -> None:
     assert "text file, not weights" in refused(sqt("convert", tmp_path / "bad.pth", target), 1)
     assert "cannot be written" in refused(sqt("convert", tiny_weights[0], tmp_path / "no" / "x.safetensors"), 1)
     assert "is a directory" in refused(sqt("convert", tiny_weights[0], tmp_path))
+
+
+def test_convert_keeps_what_the_weights_need(
+    tmp_path: Path, tiny_model: "SqueezeTime", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Class names and protocols: the file's own, or those that the release has for it; also from copy to copy."""
+    from sqt_fast.network.checkpoint import save_safetensors
+
+    small = replace(FAST, short_side=64, crop_size=56)
+    about = {"labels": json.dumps(TINY_LABELS), "protocols": json.dumps({"fast": asdict(small)})}
+    save_safetensors(tiny_model, tmp_path / "own.safetensors", about)
+    save_safetensors(tiny_model, tmp_path / "plain.safetensors")
+    monkeypatch.setenv("SQT_FAST_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "cache").mkdir()
+    known = replace(PUBLISHED["hmdb51"], labels=None)  # as if the release had a network of 7 classes
+    monkeypatch.setitem(PUBLISHED, "hmdb51", known)
+    save_safetensors(tiny_model, known.path)
+    for source, fast, official, labels in (
+        (tmp_path / "own.safetensors", small, OFFICIAL, TINY_LABELS),
+        (tmp_path / "plain.safetensors", FAST, OFFICIAL, tuple(f"class {i}" for i in range(7))),
+        ("hmdb51", FAST, OFFICIAL_HMDB51, tuple(f"class {i}" for i in range(7))),
+    ):
+        for target in (tmp_path / "once.safetensors", tmp_path / "twice.safetensors"):
+            assert sqt("convert", source, target).exit_code == 0
+            kept = read_metadata(target)
+            assert kept["source"] == str(source)
+            assert json.loads(kept["protocols"]) == {"fast": asdict(fast), "official": asdict(official)}
+            assert labels_in(target) == labels
+            assert find_protocol("fast", str(target)) == fast
+            assert find_protocol("official", str(target)) == official
+            single = find_protocol("single", str(target))
+            assert (single.short_side, single.crop_size) == (fast.short_side, fast.crop_size)
+            source = target
 
 
 def test_unknown_command() -> None:

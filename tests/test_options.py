@@ -8,7 +8,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from sqt_fast.options import decided, prepare_process, running_options
+from sqt_fast.commands.options import decided, prepare_process, running_options
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,7 @@ The scenes of ``scenes.py``, encoded by PyAV in many codecs and containers (``FO
 
 import csv
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -20,7 +20,7 @@ import numpy as np
 from av.video.stream import VideoStream
 
 from sqt_fast.errors import ConfigError
-from sqt_fast.samples.scenes import MOTIONS, Frames, draw, random_scene
+from sqt_fast.samples.scenes import MOTIONS, SPLITS, Frames, Scene, draw, random_scene
 
 
 class Format(NamedTuple):
@@ -95,28 +95,72 @@ class SampleVideo:
     fallback: str
 
 
+MIN_SHORT_SIDE = 64  # x265 4.2 writes past its memory (cuTree) where a frame is 48 pixels wide or less
 _COLUMNS = ("path", "label", "shape", "codec", "container", "fps", "num_frames", "width", "height", "duration_s")
 
 
-def make_samples(directory: Path, *, seed: int = 0, seconds: float = 4.0, count: int = 24) -> list[SampleVideo]:
-    """Write ``count`` videos of about ``seconds`` each, one subfolder per container, and the truth to ``labels.csv``.
+@dataclass(frozen=True)
+class SampleSet:
+    """Which videos to make: ``count`` of about ``seconds`` each.
 
-    Motions and formats are taken in turn: 12 videos show every motion, 17 every format. An encoder that this build of
+    seed: 0 or more, another one for other videos. split: one of ``scenes.SPLITS``, which share no shape and no kind of
+    background. clean: still camera, no noise, nothing in front. short_side: pixels of the shorter side, even; None for
+    those of ``FORMATS``. Raises ConfigError for other values.
+    """
+
+    count: int = 24
+    seconds: float = 4.0
+    seed: int = 0
+    split: str = "test"
+    clean: bool = False
+    short_side: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.count < 1 or not 0 < self.seconds <= 3600 or self.seed < 0:
+            raise ConfigError(
+                f"{self.count} videos of {self.seconds} seconds, seed {self.seed}: expected 1 video or more, above 0 "
+                "and up to 3600 seconds, and a seed of 0 or more"
+            )
+        if self.short_side is not None and (self.short_side < MIN_SHORT_SIDE or self.short_side % 2):
+            raise ConfigError(
+                f"short side {self.short_side}: expected an even number of pixels, {MIN_SHORT_SIDE} or more"
+            )
+        if self.split not in SPLITS:
+            raise ConfigError(f"split {self.split}: expected one of {', '.join(SPLITS)}")
+
+    def format(self, index: int) -> tuple[Format, str]:
+        """Return the format of video number ``index``, and what the wanted one lacks here or an empty text."""
+        form, fallback = available_format(FORMATS[index % len(FORMATS)])
+        if self.short_side is not None:
+            scale = self.short_side / min(form.size)
+            width, height = (2 * round(side * scale / 2) for side in form.size)
+            form = form._replace(size=(width, height))
+        return form, fallback
+
+    def scene(self, index: int) -> Scene:
+        """Return the scene of video number ``index``."""
+        motion = MOTIONS[index % len(MOTIONS)]
+        return random_scene(motion, [self.seed, index], split=self.split, clean=self.clean)
+
+
+def make_samples(
+    directory: Path, wanted: SampleSet | None = None, *, progress: Callable[[], None] = lambda: None
+) -> list[SampleVideo]:
+    """Write videos into one subfolder per container, and the truth to ``labels.csv``. progress: called after each.
+
+    Motions and formats are taken in turn: 16 videos show every motion, 17 every format. An encoder that this build of
     FFmpeg lacks is replaced by mpeg4, and ``SampleVideo.fallback`` says so. Files of the same name are replaced, each
-    at once; others stay. Same arguments, same pixels before encoding.
-
-    Raises ConfigError for a count below 1, seconds outside (0, 3600], a seed below 0, and a folder that cannot be
+    at once; others stay. Same arguments, same pixels before encoding. Raises ConfigError for a folder that cannot be
     written.
     """
-    if count < 1 or not 0 < seconds <= 3600 or seed < 0:
-        raise ConfigError(
-            f"{count} videos of {seconds} seconds, seed {seed}: expected 1 video or more, above 0 and up to 3600 "
-            "seconds, and a seed of 0 or more"
-        )
+    wanted = wanted or SampleSet()
+    samples = []
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(prefix=".", dir=directory) as workshop:
-            samples = [_make_one(directory, Path(workshop), index, seed, seconds) for index in range(count)]
+            for index in range(wanted.count):
+                samples.append(_make_one(directory, Path(workshop), index, wanted))
+                progress()
             _write_labels(Path(workshop, "labels.csv"), samples)
             Path(workshop, "labels.csv").replace(directory / "labels.csv")
     except OSError as error:
@@ -124,13 +168,12 @@ def make_samples(directory: Path, *, seed: int = 0, seconds: float = 4.0, count:
     return samples
 
 
-def _make_one(directory: Path, workshop: Path, index: int, seed: int, seconds: float) -> SampleVideo:
+def _make_one(directory: Path, workshop: Path, index: int, wanted: SampleSet) -> SampleVideo:
     """Draw and encode video number ``index``: in ``workshop``, and into its place when it is whole."""
-    motion = MOTIONS[index % len(MOTIONS)]
-    form, fallback = available_format(FORMATS[index % len(FORMATS)])
-    scene = random_scene(motion, [seed, index])
-    edges = frame_edges(form, seconds, [seed, index, 1])
-    path = Path(form.container, f"{index:03d}_{motion}.{form.container}")
+    form, fallback = wanted.format(index)
+    scene = wanted.scene(index)
+    edges = frame_edges(form, wanted.seconds, [wanted.seed, index, 1])
+    path = Path(form.container, f"{index:03d}_{scene.motion}.{form.container}")
     frames = draw(scene, (float(tick / form.fps) for tick in edges[:-1]), form.size)
     (directory / path).parent.mkdir(exist_ok=True)
     with silent_svt():
@@ -139,7 +182,7 @@ def _make_one(directory: Path, workshop: Path, index: int, seed: int, seconds: f
     num_frames, duration_s = len(edges) - 1, edges[-1] / form.fps
     return SampleVideo(
         path=path,
-        label=motion,
+        label=scene.motion,
         shape=scene.shape,
         codec=av.codec.Codec(form.encoder, "w").canonical_name,
         container=form.container,

@@ -12,7 +12,7 @@ from sqt_fast.network.registry import BACKENDS, PRECISIONS
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-WEIGHTS_HELP = "A published name (k400, k600, hmdb51), 'random', or the path of a checkpoint."
+WEIGHTS_HELP = "A name (k400, k600, hmdb51; motions for sample-videos; random), or the path of a checkpoint."
 
 
 def _auto_or_count(ctx: click.Context, param: click.Parameter, value: Any) -> Any:

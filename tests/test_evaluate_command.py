@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from sqt_fast.cli import main
-from sqt_fast.evaluate.command import evaluate
+from sqt_fast.commands.evaluate_command import evaluate
 from sqt_fast.evaluate.evaluation import EvaluateConfig
 from sqt_fast.run import run
 from tests.conftest import TINY_LABELS
@@ -105,7 +105,7 @@ def test_a_run_with_everything_and_its_table_again(source: Path, tmp_path: Path,
         (["--weights", "k400", "--video-root", "nowhere"], 2, "'nowhere' does not exist"),
         (["--weights", "k400", "--confusion", "m.gif"], 2, "--confusion m.gif: the name must end in .csv or .png"),
         (["--table", "nowhere.parquet"], 2, "'nowhere.parquet' does not exist"),
-        (["--table", __file__], 2, "test_command.py: not a Parquet table of sqt-fast index"),
+        (["--table", __file__], 2, "test_evaluate_command.py: not a Parquet table of sqt-fast index"),
         (["--table", __file__, "--device", "cuda"], 2, "--device: no network runs with --table"),
         (["--weights", "k400", "--batch-size", "0"], 2, "0 is not in the range x>=1"),
         (["--wieghts", "k400"], 2, "No such option"),

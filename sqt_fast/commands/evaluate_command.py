@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
+from sqt_fast.commands.options import WEIGHTS_HELP, decided, prepare_process, running_options
 from sqt_fast.config import PROTOCOLS
-from sqt_fast.options import WEIGHTS_HELP, decided, prepare_process, running_options
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
 

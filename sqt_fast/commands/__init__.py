@@ -1,0 +1,1 @@
+"""The commands of the command line, each in its file; ``cli.py`` puts them together."""
