@@ -17,6 +17,7 @@ from sqt_fast import __version__
 from sqt_fast.commands.evaluate_command import evaluate
 from sqt_fast.commands.options import WEIGHTS_HELP, decided, prepare_process, running_options
 from sqt_fast.commands.samples_command import sample_videos
+from sqt_fast.commands.train_command import train
 from sqt_fast.config import PROTOCOLS, IndexConfig
 from sqt_fast.errors import ConfigError, InterruptedRunError, SqtError
 from sqt_fast.network.registry import PRECISIONS
@@ -253,5 +254,5 @@ def network(options: tuple[str, ...]) -> None:
     _bench("bench_network", options)
 
 
-for command in (evaluate, sample_videos):
+for command in (evaluate, sample_videos, train):
     main.add_command(command)

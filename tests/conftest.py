@@ -96,10 +96,10 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     ``broken/``: empty.mp4, text.mp4, cut.mkv (ends in mid-stream), sound.mp4 (no video), gone.mp4 (a dangling link).
     """
-    from sqt_fast.samples.encoding import make_samples
+    from sqt_fast.samples.encoding import SampleSet, make_samples
 
     folder = tmp_path_factory.mktemp("archive")
-    samples = make_samples(folder, seconds=2.5, count=8)
+    samples = make_samples(folder, SampleSet(seconds=2.5, count=8, clean=True))
     broken = folder / "broken"
     broken.mkdir()
     (broken / "empty.mp4").touch()
@@ -152,3 +152,20 @@ def tiny_weights(tiny_model: "SqueezeTime", tmp_path_factory: pytest.TempPathFac
 def network_clips() -> torch.Tensor:
     """Four clips of noise for the tiny network, (4, 48, 64, 64) float32. Do not change them."""
     return torch.randn((4, 48, 64, 64), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Let PyTorch use one thread: several wait for one another, on a busy machine longer than they work."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def training_list(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A list of small videos to train with. Do not change them."""
+    from tests.training import make_videos
+
+    return make_videos(tmp_path_factory.mktemp("training"))

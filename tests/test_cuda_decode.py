@@ -13,10 +13,10 @@ pytest.importorskip("av", reason="PyAV is not installed")
 
 from sqt_fast.clips.colour import from_bt601
 from sqt_fast.clips.resize import resize
-from sqt_fast.engine.routing import why_no_gpu_decoder
 from sqt_fast.engine.segment_decoder import SegmentDecoder, SegmentError, gpu_pipelines
 from sqt_fast.engine.selftest import CLIPS, NUM_FRAMES, encode, host_frames, working_codecs
 from sqt_fast.kernels.bilinear import bilinear, bilinear_reference
+from sqt_fast.pipelines.routing import why_no_gpu_decoder
 from sqt_fast.pipelines.sample import SegmentSample
 
 pytestmark = pytest.mark.needs_cuda

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 TOP_FOLDERS = ("kernels", "pipelines")  # real folders at the top, linked below sqt_fast/
-PACKAGES = ("clips", "engine", "evaluate", "network", "samples", "table", "train", "tuning", "video")
+PACKAGES = ("clips", "commands", "engine", "evaluate", "network", "samples", "table", "train", "tuning", "video")
 MAX_PARAMETERS = 6
 
 
@@ -52,8 +52,8 @@ def importers(*wanted: str) -> set[str]:
     }
 
 
-def inside(folder: str) -> set[str]:
-    return {name for name in modules() if name.startswith(f"{folder}.")}
+def inside(*folders: str) -> set[str]:
+    return {name for name in modules() if name.startswith(tuple(f"{folder}." for folder in folders))}
 
 
 # -- packing ----------------------------------------------------------------------------------------------------------
@@ -86,12 +86,12 @@ def test_the_short_name_is_refused(folder: str, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_video_knows_neither_torch_nor_the_rooms_above_it() -> None:
-    above = [f"sqt_fast.{room}" for room in ("clips", "engine", "network", "table", "tuning", "run", "cli", "console")]
-    assert importers("torch", *above) & inside("video") == set()
+    above = ("clips", "engine", "evaluate", "network", "table", "train", "tuning", "commands", "run", "cli", "console")
+    assert importers("torch", *(f"sqt_fast.{room}" for room in above)) & inside("video") == set()
 
 
 def test_only_the_engine_starts_processes() -> None:
-    assert importers("multiprocessing", "subprocess", "concurrent.futures.process") - inside("engine") == set()
+    assert importers("multiprocessing", "subprocess", "concurrent.futures.process") - inside("engine") == {"signals"}
 
 
 def test_only_pipelines_know_dali() -> None:
@@ -100,7 +100,7 @@ def test_only_pipelines_know_dali() -> None:
 
 def test_the_network_knows_neither_the_engine_nor_decoding() -> None:
     decoding = [f"sqt_fast.video.{room}" for room in ("container", "cpu_decoder", "reader", "scan", "segments")]
-    above = ["sqt_fast.engine", "sqt_fast.pipelines", "sqt_fast.table", "sqt_fast.run"]
+    above = [f"sqt_fast.{room}" for room in ("engine", "pipelines", "table", "train", "evaluate", "commands", "run")]
     assert importers(*above, *decoding) & inside("network") == set()
 
 
@@ -116,14 +116,30 @@ def test_evaluation_judges_tables_and_nothing_but_the_command_line_knows_it() ->
     used = {found for name in inside("evaluate") for found in imports(modules()[name]) if found.startswith(rooms)}
     assert {found for found in used if not found.startswith(known)} == set()
     assert importers("torch") & inside("evaluate") == {"evaluate.reports"}
-    assert importers("sqt_fast.evaluate") - inside("evaluate") == {"cli"}
+    assert importers("sqt_fast.evaluate") - inside("evaluate", "commands") - {"cli"} == set()
+
+
+def test_training_stands_beside_the_engine_and_only_its_lists_are_for_others() -> None:
+    assert importers("sqt_fast.engine") & inside("train") == set()
+    known = dict.fromkeys(inside("evaluate"), "sqt_fast.train.lists.")
+    known["pipelines.train"] = "sqt_fast.train.clip_source."
+    for name in importers("sqt_fast.train") - inside("train", "commands"):
+        used = {found for found in imports(modules()[name]) if f"{found}.".startswith("sqt_fast.train.")}
+        assert name in known, used
+        assert {found for found in used if not found.startswith(known[name])} == set(), name
+
+
+def test_commands_are_the_last_word() -> None:
+    assert importers("sqt_fast.commands") - inside("commands") == {"cli"}
 
 
 @pytest.mark.parametrize(
     ("library", "allowed"),
     [
-        ("click", {"cli", "options", "evaluate.command"}),
-        ("matplotlib", {"evaluate.reports"}),
+        ("click", {"cli", *inside("commands")}),
+        ("matplotlib", {"evaluate.reports", "train.curves"}),
+        ("pytorch_lightning", {f"train.{room}" for room in ("data", "fit", "module", "trainer")}),
+        ("torchmetrics", {"train.module"}),
         ("pyarrow", {"video.archive", *(f"table.{room}" for room in ("export", "ledger", "merge", "parts", "schema"))}),
         ("av", {"engine.selftest", *(name for name in modules() if name.startswith(("video.", "samples.")))}),
     ],

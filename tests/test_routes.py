@@ -4,11 +4,11 @@ from typing import Any
 
 import pytest
 
-from sqt_fast.engine import routing
 from sqt_fast.engine.events import Event, ignore
 from sqt_fast.engine.gpu_route import GpuRoute
 from sqt_fast.engine.routes import DECODERS, DecoderRecord, open_route
 from sqt_fast.errors import BackendError
+from sqt_fast.pipelines import routing
 from tests.watching import notes_into
 
 asked: list[tuple[str, int]] = []

@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from sqt_fast.engine import routing
-from sqt_fast.engine.routing import why_no_gpu_decoder, why_not_nvdec
 from sqt_fast.engine.selftest import CLIPS
-from sqt_fast.pipelines import dali_errors
+from sqt_fast.pipelines import dali_errors, routing
+from sqt_fast.pipelines.routing import why_no_gpu_decoder, why_not_nvdec
 from sqt_fast.video.packets import RANDOM_ACCESS, SHOWN
 from sqt_fast.video.probe import Probe
 from tests.test_probe import FACTS, PACKETS

@@ -371,7 +371,7 @@ def test_real_pipelines_serve_many_threads() -> None:
 
 def test_importing_brings_no_torch_and_no_dali() -> None:
     code = (
-        "import sys, sqt_fast.engine.segment_decoder, sqt_fast.engine.routing; "
+        "import sys, sqt_fast.engine.segment_decoder, sqt_fast.pipelines.routing; "
         "print({'torch', 'nvidia.dali'} & set(sys.modules))"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from sqt_fast.config import IndexConfig
-from sqt_fast.engine import routing
 from sqt_fast.engine.events import ClipsLabelled, Note
 from sqt_fast.engine.gpu_route import GpuRoute
 from sqt_fast.engine.memory import Resources
@@ -20,6 +19,7 @@ from sqt_fast.engine.results import EarlierRun, RunCounters
 from sqt_fast.engine.worker import Worker
 from sqt_fast.errors import ConfigError
 from sqt_fast.network.choose import Choice
+from sqt_fast.pipelines import routing
 from sqt_fast.video.archive import find_videos
 from sqt_fast.video.cpu_decoder import FFMPEG
 from tests.conftest import TINY_LABELS

@@ -4,10 +4,13 @@ The GPU's decoder converts so. With M(tag) from YCbCr to RGB, the frame's own co
 ones: a 3x3 matrix, the same for full and limited range. Colours that the first conversion has clipped stay clipped.
 """
 
+from typing import TYPE_CHECKING
+
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
+
+if TYPE_CHECKING:  # processes that read and decode for training have none
+    from torch import Tensor
 
 # Weights of red and blue in luma by AVColorSpace, that is, matrix_coefficients of ITU-T H.273. All others, unknown
 # ones included, FFmpeg converts as BT.601.
@@ -16,15 +19,20 @@ _WEIGHTS = {1: _BT709, 4: (0.30, 0.11), 7: (0.212, 0.087), 9: _BT2020, 10: _BT20
 _BT601 = (0.299, 0.114)
 
 
-def from_bt601(colorspace: int) -> Tensor | None:
-    """Return the matrix from RGB by BT.601 to RGB by ``colorspace`` (AVColorSpace), None where BT.601 was right.
-
-    (3, 3) int32, times 65536, for ``kernels/bilinear.py``.
-    """
+def matrix_from_bt601(colorspace: int) -> NDArray[np.float64] | None:
+    """Return the (3, 3) matrix from RGB by BT.601 to RGB by ``colorspace`` (AVColorSpace), None where it was right."""
     if colorspace not in _WEIGHTS:
         return None
-    matrix = _to_rgb(*_WEIGHTS[colorspace]) @ np.linalg.inv(_to_rgb(*_BT601))
-    return torch.from_numpy(np.rint(65536 * matrix).astype(np.int32))
+    matrix: NDArray[np.float64] = _to_rgb(*_WEIGHTS[colorspace]) @ np.linalg.inv(_to_rgb(*_BT601))
+    return matrix
+
+
+def from_bt601(colorspace: int) -> "Tensor | None":
+    """Return ``matrix_from_bt601`` for ``kernels/bilinear.py``: (3, 3) int32, times 65536."""
+    import torch
+
+    matrix = matrix_from_bt601(colorspace)
+    return None if matrix is None else torch.from_numpy(np.rint(65536 * matrix).astype(np.int32))
 
 
 def _to_rgb(kr: float, kb: float) -> NDArray[np.float64]:

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from sqt_fast.engine.events import Note, Report
-from sqt_fast.engine.routing import why_not_nvdec
 from sqt_fast.engine.segment_decoder import (
     MAX_BATCH_BYTES,
     NUM_PIPELINES,
@@ -16,6 +15,7 @@ from sqt_fast.engine.segment_decoder import (
 )
 from sqt_fast.engine.selftest import CLIPS, working_codecs
 from sqt_fast.files import keep_finding, read_findings
+from sqt_fast.pipelines.routing import why_not_nvdec
 from sqt_fast.pipelines.sample import SegmentSample
 from sqt_fast.versions import driver_version, installed
 from sqt_fast.video.probe import Probe

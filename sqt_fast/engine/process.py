@@ -22,6 +22,8 @@ from importlib import import_module
 from multiprocessing.connection import Connection, Pipe
 from typing import Any, NoReturn
 
+from sqt_fast.signals import kill_with_parent
+
 KILL_S = 5.0
 # At a barrier, GNU OpenMP spins 300 000 times before it sleeps. When a decoder, or another program, holds the core of
 # the thread that is waited for, that is a time slice lost at every layer (docs/experiments.md has the numbers).
@@ -30,7 +32,6 @@ OPENMP_SPINS = "20000"
 # one heap the worker's largest size is 160 MB less (docs/experiments.md).
 HEAPS = "1"
 # linux/prctl.h
-PR_SET_PDEATHSIG = 1
 PR_SET_NO_NEW_PRIVS = 38
 HEARTBEAT_S = 1.0
 # Of one core, in the time between two heartbeats: a process that uses less waits for something.
@@ -172,7 +173,7 @@ def shared_memory() -> mmap.mmap:
 def main() -> None:
     """Be a child: do what the parent asks for until it is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # with the thread that started it, whatever it does then
+    kill_with_parent()
     connection: Connection[Any, Any] = Connection(int(sys.argv[1]))
     threading.Thread(target=_end_with_parent, args=(connection.fileno(),), daemon=True).start()
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):

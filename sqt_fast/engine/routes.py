@@ -29,7 +29,7 @@ class DecoderRecord:
 # The first that suits is taken.
 DECODERS = {
     "nvdec": DecoderRecord(
-        "sqt_fast.engine.gpu_route:open_route", "sqt_fast.engine.routing:why_no_gpu_decoder", devices=("cuda",)
+        "sqt_fast.engine.gpu_route:open_route", "sqt_fast.pipelines.routing:why_no_gpu_decoder", devices=("cuda",)
     ),
     "cpu": DecoderRecord(),
 }
