@@ -8,9 +8,9 @@ READY_DEV := $(VENV)/.ready-dev
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
 OUT ?= labels.parquet
-WEIGHTS ?= random
-# With no VIDEOS, the archive that the program makes itself.
+# With no VIDEOS, the archive that the program makes itself, and the weights that know what it shows.
 VIDEOS ?= samples
+WEIGHTS ?= $(if $(filter samples,$(VIDEOS)),motions,k400)
 ARGS ?=
 
 # gpu-check runs with a Python that has torch and pytest already, from a bare checkout.
@@ -21,7 +21,7 @@ comma := ,
 .PHONY: help setup index test test-all test-kernels check lint types bench gpu-check clean
 
 help:
-	@echo "make index [VIDEOS=folder] [OUT=labels.parquet] [WEIGHTS=k400]   label videos (sample videos if none are named)"
+	@echo "make index [VIDEOS=folder] [OUT=labels.parquet] [WEIGHTS=k400]   label videos (sample videos, with our weights, if none are named)"
 	@echo "make test                                                        run the tests, but for the exhaustive ones"
 	@echo "make test-all                                                    run every test, as CI does"
 	@echo "make test-kernels                                                those of the kernels: interpreted, and compiled for GPUs"
@@ -81,11 +81,12 @@ gpu-check:
 	step() { limit=$$1; shift; echo "== $$*"; timeout -k 5 $$limit "$$@" || { echo "== failed ($$?): $$*"; status=1; }; }; \
 	pytest() { limit=$$1; shift; step $$limit $(GPU_PYTHON) -m pytest -q -o addopts= -o filterwarnings=default -p no:cacheprovider "$$@"; }; \
 	pytest 150 $(if $(call HAS,xdist),-n 12) tests/test_cuda.py $(KERNEL_TESTS); \
-	step 140 $(GPU_PYTHON) -m bench.bench_kernels --budget 70 --results $(RESULTS); \
+	step 130 $(GPU_PYTHON) -m bench.bench_kernels --budget 70 --results $(RESULTS); \
 	step 80 $(GPU_PYTHON) -m bench.bench_network --device cuda --precision bf16 --budget 30 --results $(RESULTS); \
 	step 50 $(GPU_PYTHON) -m bench.bench_kernels --dtype fp16 fp32 --providers triton cupy eager --results $(RESULTS); \
 	$(if $(call HAS,av$(comma) nvidia.dali$(comma) cv2),pytest 40 -m needs_cuda tests/test_cuda_decode.py;) \
-	$(if $(call HAS,av$(comma) nvidia.dali$(comma) cv2),step 100 $(GPU_PYTHON) -m bench.bench_routes --device cuda --results $(RESULTS);) \
+	$(if $(call HAS,av$(comma) nvidia.dali$(comma) cv2),step 90 $(GPU_PYTHON) -m bench.bench_routes --device cuda --results $(RESULTS);) \
+	$(if $(call HAS,av$(comma) nvidia.dali),step 60 $(GPU_PYTHON) -m bench.bench_train_loader --device cuda --clips 2000 --results $(RESULTS);) \
 	exit $$status
 
 clean:

@@ -26,11 +26,11 @@ import numpy as np
 from bench.clips import CLIPS, make
 from bench.measure import environment, print_table, spread, write
 from sqt_fast.train.augment import Choices, generator, random_choices
-from sqt_fast.train.clip_source import ClipSource
+from sqt_fast.train.clip_source import NVDEC_CODECS, ClipSource
 from sqt_fast.train.lists import LabelledVideos
 from sqt_fast.train.recipes import RECIPES, TrainRecipe
 
-BATCH = 16
+BATCH, GPU_BATCH = 16, 64
 RECIPE = RECIPES["k400"]
 
 
@@ -192,11 +192,10 @@ def _on_gpu(videos: list[str], clips: int) -> dict[str, Any]:
     """Return the rate of training steps with the loader, and of the steps alone, on the first GPU."""
     import torch
 
-    from sqt_fast.train.data import NVDEC_CODECS
     from sqt_fast.train.initial import new_network
     from sqt_fast.train.loader import ClipLoader, open_clips
 
-    source = replace(_source(videos), codecs=NVDEC_CODECS)
+    source = replace(_source(videos), codecs=NVDEC_CODECS, batch_size=GPU_BATCH)
     opened = open_clips(device_id=0, num_workers=min(os.cpu_count() or 1, 8), num_threads=4)
     loader = ClipLoader(source, opened)
     model = new_network(RECIPE, 400, 0).cuda().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -211,17 +210,17 @@ def _on_gpu(videos: list[str], clips: int) -> dict[str, Any]:
 
     batches = iter(loader)
     first = next(batches)
-    rates = {}
+    rates, steps = {}, max(clips // GPU_BATCH, 4)
     for name in ("steps_alone", "with_loader"):
         for _ in range(3):
             step(first.clips, first.labels)
         torch.cuda.synchronize()
         started = time.perf_counter()
-        for _ in range(clips // BATCH):
+        for _ in range(steps):
             batch = first if name == "steps_alone" else next(batches)
             step(batch.clips, batch.labels)
         torch.cuda.synchronize()
-        rates[name] = clips / (time.perf_counter() - started)
+        rates[name] = steps * GPU_BATCH / (time.perf_counter() - started)
     loader.close()
     return {
         "provider": "sqt-fast",

@@ -12,8 +12,8 @@ pytest.importorskip("pytorch_lightning", reason="Lightning trains: pip install '
 
 from sqt_fast.pipelines import routing
 from sqt_fast.train import data as module
-from sqt_fast.train.clip_source import ClipSource
-from sqt_fast.train.data import MAX_WORKERS, NVDEC_CODECS, ClipData, Lists
+from sqt_fast.train.clip_source import NVDEC_CODECS, ClipSource
+from sqt_fast.train.data import MAX_WORKERS, ClipData, Lists
 from sqt_fast.train.lists import LabelledVideos
 from sqt_fast.train.loader import Batch, ClipLoader
 from tests.training import TINY, videos_in

@@ -26,6 +26,9 @@ from sqt_fast.video.remux import remux
 from sqt_fast.video.sampling import Int64
 from sqt_fast.video.segments import plan_segments
 
+# What NVDEC decodes of every GPU since Turing, and DALI with it, by the names of ``pipelines.routing``. What they then
+# refuse is decoded by the host.
+NVDEC_CODECS = frozenset({"h264", "hevc", "mpeg4", "vp8"})
 # So many videos in a row that cannot be read are a wrong list or a lost disk, not a few bad files.
 MAX_REPLACED = 100
 NO_DATA = np.zeros(1, np.uint8)

@@ -9,16 +9,13 @@ import pytorch_lightning as pl
 import torch
 
 from sqt_fast.pipelines.routing import why_no_gpu_decoder
-from sqt_fast.train.clip_source import ClipSource
+from sqt_fast.train.clip_source import NVDEC_CODECS, ClipSource
 from sqt_fast.train.lists import LabelledVideos
 from sqt_fast.train.loader import Batch, ClipLoader, open_clips
 from sqt_fast.train.recipes import TrainRecipe
 
 log = logging.getLogger(__name__)
 
-# What NVDEC decodes of every GPU since Turing, and DALI with it, by the names of ``pipelines.routing``. What they then
-# refuse is decoded by the host.
-NVDEC_CODECS = frozenset({"h264", "hevc", "mpeg4", "vp8"})
 MAX_WORKERS = 8
 
 
