@@ -81,7 +81,7 @@ class OneFile(ModelCheckpoint):
 class WithinEpoch(OneFile):
     """Writes checkpoints every so many steps, but after the last one of an epoch, whose validation is still to come.
 
-    Lightning would not find its way back there. The end of the epoch has a checkpoint of its own.
+    Resumed there, Lightning would leave that out. The end of the epoch has a checkpoint of its own.
     """
 
     def on_train_batch_end(
