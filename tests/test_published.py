@@ -125,7 +125,9 @@ def test_a_file_that_was_never_used_may_be_any(cache: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kept", "first"), [(None, file_sha256), (b"", "nothing"), (b"\xff\n", "\N{REPLACEMENT CHARACTER}")], ids=str
+    ("kept", "first"),
+    [(None, file_sha256), (b"", "nothing"), (b"\xff\n", "\N{REPLACEMENT CHARACTER}")],
+    ids=["first use", "empty", "no text"],
 )
 def test_a_file_that_changed_is_refused(cache: Path, kept: bytes | None, first: Any) -> None:
     path = put(cache / "a.pth", b"abc")
