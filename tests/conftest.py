@@ -1,6 +1,7 @@
 """What several test files share: videos, a network small enough for any machine, and the rules for GPUs."""
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,6 +38,14 @@ def _nan_in_fresh_memory() -> Iterator[None]:
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(autouse=True)
+def _no_tracker_stays() -> Iterator[None]:
+    """End multiprocessing's tracker, which a test of DALI's processes starts: others count what processes are left."""
+    yield
+    if tracker := sys.modules.get("multiprocessing.resource_tracker"):
+        tracker._resource_tracker._stop()  # does nothing where it is not running
 
 
 @pytest.fixture(autouse=True)
