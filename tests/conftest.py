@@ -1,6 +1,7 @@
 """What several test files share: videos, a network small enough for any machine, and the rules for GPUs."""
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -46,6 +47,14 @@ def _no_tracker_stays() -> Iterator[None]:
     yield
     if tracker := sys.modules.get("multiprocessing.resource_tracker"):
         tracker._resource_tracker._stop()  # does nothing where it is not running
+
+
+@pytest.fixture
+def heard_ctrl_c() -> Iterator[None]:
+    """Hear Ctrl-C as a program in a terminal does, also where the tests run in a shell's background, deaf to it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(autouse=True)

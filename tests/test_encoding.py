@@ -20,7 +20,7 @@ from sqt_fast.samples.encoding import FORMATS, SampleSet, SampleVideo, make_samp
 from sqt_fast.samples.scenes import MOTIONS, SPLITS, Frames, Scene, draw, random_scene
 from tests.test_scenes import Floats, background_of, track
 
-CLEAN = SampleSet(seconds=1.0, clean=True)
+CLEAN = SampleSet(seconds=2.0, clean=True)
 
 # What the files hold -------------------------------------------------------------------------------------------------
 

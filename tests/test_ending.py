@@ -60,10 +60,15 @@ def test_other_containers_that_are_cut(container: str, tmp_path: Path) -> None:
     assert "the file is cut off" in story(facts)
 
 
-def test_a_packet_that_is_cut_in_two_is_told(tmp_path: Path) -> None:
-    facts = look(cut(video(tmp_path, "flv", bf="0", g="5"), 0.5))
+@pytest.mark.parametrize(
+    ("share", "broken"),
+    [(0.51, "the file is cut off inside a tag"), (0.5, "a packet is cut off")],
+    ids=["tag", "packet"],
+)
+def test_a_packet_that_is_cut_in_two_is_told(share: float, broken: str, tmp_path: Path) -> None:
+    facts = look(cut(video(tmp_path, "flv", bf="0", g="5"), share))
     assert 0 < facts.num_frames < 35
-    assert facts.broken == "the file is cut off inside a tag"
+    assert facts.broken == broken
     assert facts.promised_end_s is not None
     assert story(facts) == f"the file is cut off: its header promises 1.60 s, it holds {facts.end_s:.2f} s"
 

@@ -229,6 +229,7 @@ class Signal(Stop):
         signal.raise_signal(self.number)
 
 
+@pytest.mark.usefixtures("heard_ctrl_c")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
 def test_a_run_that_was_stopped_can_be_resumed(
     number: signal.Signals, videos: LabelledVideos, tmp_path: Path, through: Any

@@ -15,6 +15,7 @@ from sqt_fast.samples.disturbances import Disturbances
 from sqt_fast.samples.scenes import MOTIONS, PAIRS, SHAPES, SPLITS, Frames, Scene, draw, random_scene
 
 FPS, NUM_FRAMES, SIZE = 20, 80, (160, 120)
+SIZES_FPS, SLOW_FPS = 15, 10  # so that 80 frames hold enough repetitions of slower motions
 SEEDS = range(4)
 Floats = NDArray[np.floating[Any]]
 
@@ -38,11 +39,9 @@ class Track(NamedTuple):
 
 
 def stage(width: int, height: int) -> tuple[slice, slice]:
-    """Return the rows and columns where the shape may show: all, or of a longer frame the middle, 5:4."""
-    most = 1.25 * min(width, height)
-    rows, columns = (
-        slice(round((side - min(side, most)) / 2), round((side + min(side, most)) / 2)) for side in (height, width)
-    )
+    """Return the rows and columns where the shape may show: the square in the middle."""
+    most = min(width, height)
+    rows, columns = (slice(round((side - most) / 2), round((side + most) / 2)) for side in (height, width))
     return rows, columns
 
 
@@ -62,11 +61,11 @@ def track(frames: Frames, background: Frames) -> Track:
     return Track(x, y, area, ~border & (area > 0))
 
 
-def shown(motion: str, seed: int, **changes: Any) -> tuple[Scene, Frames, Track]:
+def shown(motion: str, seed: int, fps: float = FPS, **changes: Any) -> tuple[Scene, Frames, Track]:
     """Draw and measure a clean scene, of every split in turn; without a dot, which may look like the background."""
     scene = random_scene(motion, seed, split=list(SPLITS)[seed % len(SPLITS)])
     scene = replace(scene, **{"dot_colour": scene.colour, **changes})
-    frames = np.stack(list(draw(scene, np.arange(NUM_FRAMES) / FPS, SIZE)))
+    frames = np.stack(list(draw(scene, np.arange(NUM_FRAMES) / fps, SIZE)))
     return scene, frames, track(frames, background_of(scene, SIZE))
 
 
@@ -89,7 +88,7 @@ def dot_angles(scene: Scene, frames: Frames) -> Floats:
     ("motion", "sign_x", "sign_y"), [("left", -1, 0), ("right", 1, 0), ("up", 0, -1), ("down", 0, 1)]
 )
 def test_slides_move_one_way_and_come_back(motion: str, sign_x: int, sign_y: int, seed: int) -> None:
-    _, _, seen = shown(motion, seed)
+    _, _, seen = shown(motion, seed, SLOW_FPS)
     for steps, sign in zip(seen.steps, (sign_x, sign_y), strict=True):
         assert len(steps) > NUM_FRAMES / 6
         assert (steps * sign > 1).all() if sign else (np.abs(steps) < 0.5).all()
@@ -100,32 +99,35 @@ def test_slides_move_one_way_and_come_back(motion: str, sign_x: int, sign_y: int
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize(("motion", "sign"), [("clockwise", 1), ("anticlockwise", -1)])
 def test_spins_turn_one_way_on_the_spot(motion: str, sign: int, seed: int) -> None:
-    scene, frames, _ = shown(motion, seed, shape="circle", dot_colour=(0.0, 0.0, 0.0))
+    scene, frames, _ = shown(motion, seed, SLOW_FPS, shape="circle", dot_colour=(0.0, 0.0, 0.0))
     turned = np.unwrap(dot_angles(scene, frames))
-    assert turned[-1] - turned[0] == pytest.approx(sign * 2 * np.pi * scene.rate_hz * (NUM_FRAMES - 1) / FPS, abs=0.2)
+    assert turned[-1] - turned[0] == pytest.approx(
+        sign * 2 * np.pi * scene.rate_hz * (NUM_FRAMES - 1) / SLOW_FPS, abs=0.2
+    )
     assert (np.diff(turned) * sign > 0).all()
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize(
-    ("motion", "sign", "times"), [("grow", 1, 8), ("shrink", -1, 8), ("open", -1, 2), ("close", 1, 2)]
+    ("motion", "sign", "least", "most"),
+    [("grow", 1, 7, 10), ("shrink", -1, 7, 10), ("open", -1, 2, np.inf), ("close", 1, 2, np.inf)],
 )
-def test_areas_change_one_way_and_restart(motion: str, sign: int, times: float, seed: int) -> None:
-    """A shape that opens loses a growing wedge."""
-    scene, _, seen = shown(motion, seed)
+def test_areas_change_one_way_and_restart(motion: str, sign: int, least: float, most: float, seed: int) -> None:
+    """A shape that grows becomes three times as wide; one that opens loses a growing wedge."""
+    scene, _, seen = shown(motion, seed, SIZES_FPS)
     ratio = np.diff(np.log(seen.area)) * sign
-    restarts = ratio < -0.5 * np.log(times)
+    restarts = ratio < -0.5 * np.log(least)
     assert seen.whole.all()
-    assert seen.area.max() > times * seen.area.min()
-    assert restarts.sum() == pytest.approx(scene.rate_hz * NUM_FRAMES / FPS, abs=1), "not a sawtooth"
-    assert (ratio[~restarts] > -0.01).all()
+    assert least < seen.area.max() / seen.area.min() < most
+    assert restarts.sum() == pytest.approx(scene.rate_hz * NUM_FRAMES / SIZES_FPS, abs=1), "not a sawtooth"
+    assert (ratio[~restarts] > -0.02).all()  # the pixels of an edge are counted
     assert (ratio > 0.01).mean() > 0.7
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize(("motion", "sign"), [("accelerate", 1), ("decelerate", -1)])
 def test_orbits_are_round_and_change_their_speed_one_way(motion: str, sign: int, seed: int) -> None:
-    scene, _, seen = shown(motion, seed, shape="circle", radius=0.17)  # so small that it is always whole
+    scene, _, seen = shown(motion, seed, SLOW_FPS, shape="circle", radius=0.17)  # so small that it is always whole
     assert seen.whole.all()
     (rows, columns), reach = stage(*SIZE), 0.17 * min(SIZE)
     x, y = seen.x / (columns.stop - columns.start + 2 * reach), seen.y / (rows.stop - rows.start + 2 * reach)
@@ -135,7 +137,7 @@ def test_orbits_are_round_and_change_their_speed_one_way(motion: str, sign: int,
     speed = np.diff(turned)  # radians a frame
     assert (speed > -0.02).all(), "it turned back"
     most = speed.max()
-    assert most == pytest.approx(1.95 * 2 * np.pi * scene.rate_hz / FPS, rel=0.1)
+    assert most == pytest.approx(1.95 * 2 * np.pi * scene.rate_hz / SLOW_FPS, rel=0.1)
     steps = np.diff(speed) * sign
     restarts = np.flatnonzero(steps < -0.15 * most)
     assert len(restarts) >= 1
@@ -147,7 +149,7 @@ def test_orbits_are_round_and_change_their_speed_one_way(motion: str, sign: int,
     for piece in whole:
         assert speed[piece].sum() == pytest.approx(2 * np.pi, abs=1.5 * most), "no full turn"
         assert speed[piece].max() > 8 * speed[piece].min()
-    assert whole or scene.rate_hz < 0.5
+    assert whole or scene.rate_hz < 0.25
 
 
 @pytest.mark.parametrize("seed", SEEDS)

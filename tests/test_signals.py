@@ -51,6 +51,7 @@ def test_what_libraries_start_never_hears_ctrl_c() -> None:
     assert done.stderr == ""
 
 
+@pytest.mark.usefixtures("heard_ctrl_c")
 def test_the_signal_is_heard_again_afterwards() -> None:
     before = signal.pthread_sigmask(signal.SIG_BLOCK, set())
     with pytest.raises(KeyboardInterrupt), starting_uninterrupted():

@@ -304,6 +304,7 @@ def test_a_run_shows_its_progress_beside_the_result(tiny: list[str], tmp_path: P
     assert "Epoch 1/1" in result.stderr
 
 
+@pytest.mark.usefixtures("heard_ctrl_c")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
 def test_a_stopped_run_is_one_line(
     number: signal.Signals, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
