@@ -128,12 +128,15 @@ class ClipPipeline:
         """Return the next batch: clips (B, 48, S, S) float32, erased (B, 4), noise (B,), labels (B,), items (B,),
         and the failures of each sample as text. Raises VideoError of ``ClipSource.clip``, RuntimeError of DALI.
         """
+        known = None
         try:
             outputs = self._pipeline.run(*(() if self._stream is None else (self._stream,)))
         except Exception as error:
-            if (known := str(error).rpartition(f"{VideoError.__module__}.{VideoError.__name__}: ")[2]) != str(error):
-                raise VideoError("error", known.strip()) from None  # DALI adds where in its process that was
-            raise
+            *_, known = str(error).rpartition(f"{VideoError.__module__}.{VideoError.__name__}: ")
+            if known == str(error):
+                raise
+        if known is not None:  # without DALI's error, which says where that was, and keeps pipeline and processes alive
+            raise VideoError("error", known.strip())
         if self._stream is None:
             clips = from_dlpack(outputs[0].as_tensor()).clone()
         else:  # a stream of our own: DALI takes its memory back when its output is gone, and by then it must be copied

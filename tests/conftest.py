@@ -1,5 +1,7 @@
 """What several test files share: videos, a network small enough for any machine, and the rules for GPUs."""
 
+import gc
+import multiprocessing
 import os
 import signal
 import sys
@@ -45,8 +47,12 @@ def _nan_in_fresh_memory() -> Iterator[None]:
 def _no_tracker_stays() -> Iterator[None]:
     """End multiprocessing's tracker, which a test of DALI's processes starts: others count what processes are left."""
     yield
-    if tracker := sys.modules.get("multiprocessing.resource_tracker"):
-        tracker._resource_tracker._stop()  # does nothing where it is not running
+    tracker = sys.modules.get("multiprocessing.resource_tracker")
+    if tracker and tracker._resource_tracker._fd is not None:
+        gc.collect()
+        for child in multiprocessing.active_children():  # of a test that failed: the tracker ends after the last
+            child.kill()
+        tracker._resource_tracker._stop()
 
 
 @pytest.fixture

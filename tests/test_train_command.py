@@ -328,6 +328,7 @@ def test_a_stopped_run_is_one_line(
 
 
 @pytest.mark.exhaustive
+@pytest.mark.usefixtures("heard_ctrl_c")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=["ctrl-c", "killed"])
 def test_processes_that_read_end_with_the_run(number: signal.Signals, tiny: list[str], tmp_path: Path) -> None:
     """A terminal's Ctrl-C goes to all of them, and none has anything to say; if the first is killed, the others end."""
