@@ -56,6 +56,15 @@ def _no_tracker_stays() -> Iterator[None]:
 
 
 @pytest.fixture
+def kept_signals() -> Iterator[None]:
+    """Undo what a command does to the handlers of this process."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
 def heard_ctrl_c() -> Iterator[None]:
     """Hear Ctrl-C as a program in a terminal does, also where the tests run in a shell's background, deaf to it."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)

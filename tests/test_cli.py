@@ -6,14 +6,12 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 import pytest
-from click.testing import CliRunner, Result
 
 from sqt_fast import __version__
 from sqt_fast import cli as module
@@ -25,12 +23,14 @@ from sqt_fast.network.metadata import labels_in, read_metadata
 from sqt_fast.network.protocols import find_protocol
 from sqt_fast.network.published import PUBLISHED
 from sqt_fast.network.registry import BACKENDS
+from tests.command_line import refused, sqt
 from tests.conftest import TINY_LABELS
 from tests.tables import read_table
 
 if TYPE_CHECKING:
     from sqt_fast.network.model import SqueezeTime
 
+pytestmark = pytest.mark.usefixtures("kept_signals")
 PROMISED = """videos rows failed clips packets_read packets_dropped frames_decoded frames_wanted wall_s clips_per_s
 x_realtime limit""".split()  # noqa: SIM905
 HEAVY = ("torch", "numpy", "pyarrow", "av", "nvidia", "rich", "pooch", "safetensors")
@@ -42,30 +42,6 @@ try:
 finally:
     print("IMPORTED", *[n for n in {heavy!r} if n in sys.modules], file=sys.stderr)
 """
-
-
-@pytest.fixture(autouse=True)
-def _signals() -> Iterator[None]:
-    """Undo what ``index`` does to the process."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
-def sqt(*arguments: Any, **options: Any) -> Result:
-    """Run the program. Anything that is not an exit code is a bug and fails the test."""
-    return CliRunner().invoke(main, [str(a) for a in arguments], catch_exceptions=False, **options)
-
-
-def refused(result: Result, code: int = 2) -> str:
-    """Check that ``result`` is a refusal as users should see it, and return its last line."""
-    assert result.exit_code == code, result.output
-    assert result.stdout == ""
-    assert "Traceback" not in result.stderr
-    lines = result.stderr.strip().splitlines()
-    assert len(lines) == 1 or lines[0].startswith("Usage: ")
-    return lines[-1]
 
 
 def tiny(weights: tuple[str, str]) -> list[str]:

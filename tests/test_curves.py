@@ -9,7 +9,7 @@ pytest.importorskip("matplotlib", reason="matplotlib draws: pip install 'sqt-fas
 
 from matplotlib.image import imread
 
-from sqt_fast.train.curves import draw_confusion, draw_curves, read_curves
+from sqt_fast.train.curves import draw_curves, read_curves
 
 
 def write(logs: Path, number: int, text: str) -> None:
@@ -49,19 +49,3 @@ def test_curves_are_pictures(logs: Path, tmp_path: Path) -> None:
     assert all(picture.shape[0] > 500 for picture in pictures)
     assert all(len(np.unique(picture[..., :3])) > 20 for picture in pictures[:2])
     assert not np.array_equal(pictures[0], pictures[1]) if pictures[0].shape == pictures[1].shape else True
-
-
-def test_a_confusion_matrix_shows_shares_of_rows(tmp_path: Path) -> None:
-    """The diagonal of a classifier that is right is dark, whatever the sizes of classes; an empty one is white."""
-    names = ("naïve, “quoted”", "run", "none")
-    draw_confusion(np.array([[1, 0, 0], [0, 1000, 0], [0, 0, 0]]), names, tmp_path / "m.png")
-    picture = imread(tmp_path / "m.png")[..., :3]
-    dark = np.all(abs(picture - [8 / 255, 48 / 255, 107 / 255]) < 0.01, axis=2)  # the end of "Blues"
-    white = np.all(abs(picture - [247 / 255, 251 / 255, 1]) < 0.01, axis=2)  # and its beginning
-    square = dark.sum() / 2.1  # two of nine, and a bit of the colour bar
-    assert white.sum() > 5 * square
-
-
-def test_many_classes_go_without_names(tmp_path: Path) -> None:
-    draw_confusion(np.eye(100), [f"class {i}" for i in range(100)], tmp_path / "m.png")
-    assert imread(tmp_path / "m.png").shape[0] > 1000

@@ -4,43 +4,29 @@ import csv
 import json
 import pickle
 import signal
-from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 import pytest
-from click.testing import CliRunner, Result
 
-from sqt_fast.cli import main
 from sqt_fast.commands.evaluate_command import evaluate
 from sqt_fast.evaluate.evaluation import EvaluateConfig
 from sqt_fast.run import run
+from tests import command_line
+from tests.command_line import refused
 from tests.conftest import TINY_LABELS
 from tests.test_run import in_process
 
+sqt = partial(command_line.sqt, "evaluate")
+
 
 @pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _quick(monkeypatch: pytest.MonkeyPatch, kept_signals: None) -> None:
     """Label in this process, which is quicker to start, and undo what the command does to it."""
     assert run.__kwdefaults__ is not None
     monkeypatch.setitem(run.__kwdefaults__, "launch", in_process)
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
-def sqt(*arguments: Any) -> Result:
-    """Run the program. Anything that is not an exit code is a bug and fails the test."""
-    return CliRunner().invoke(main, ["evaluate", *map(str, arguments)], catch_exceptions=False)
-
-
-def refused(result: Result, code: int = 2) -> str:
-    assert result.exit_code == code, result.output
-    assert result.stdout == ""
-    assert "Traceback" not in result.stderr
-    return result.stderr.strip().splitlines()[-1]
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """Options that several commands share."""
 
 import signal
-from collections.abc import Iterator
 from typing import Any
 
 import click
@@ -10,14 +9,7 @@ from click.testing import CliRunner
 
 from sqt_fast.commands.options import decided, prepare_process, running_options
 
-
-@pytest.fixture(autouse=True)
-def _signals() -> Iterator[None]:
-    """Undo what is done to the process."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
+pytestmark = pytest.mark.usefixtures("kept_signals")
 
 
 @click.command()

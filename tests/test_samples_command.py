@@ -1,31 +1,22 @@
 """``sqt-fast sample-videos`` as a person types it: what it makes, what it says, and what it refuses."""
 
 import csv
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 import pytest
-from click.testing import CliRunner, Result
 
-from sqt_fast.cli import main
 from sqt_fast.commands import samples_command
 from sqt_fast.commands.samples_command import SPLIT_NAMES, sample_videos
 from sqt_fast.samples import encoding
 from sqt_fast.samples.encoding import SampleSet, SampleVideo
 from sqt_fast.samples.scenes import SPLITS
+from tests import command_line
+from tests.command_line import refused
 
-
-def sqt(*arguments: Any) -> Result:
-    """Run the program. Anything that is not an exit code is a bug and fails the test."""
-    return CliRunner().invoke(main, ["sample-videos", *map(str, arguments)], catch_exceptions=False)
-
-
-def refused(result: Result) -> str:
-    assert result.exit_code == 2, result.output
-    assert result.stdout == ""
-    assert "Traceback" not in result.stderr
-    return result.stderr.strip().splitlines()[-1]
+sqt = partial(command_line.sqt, "sample-videos")
 
 
 @pytest.fixture

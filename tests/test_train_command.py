@@ -5,47 +5,23 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 import pytest
-from click.testing import CliRunner, Result
 
-from sqt_fast.cli import main
 from sqt_fast.commands import train_command as module
 from sqt_fast.commands.train_command import MAX_NAMED, RECIPE_NAMES, train
 from sqt_fast.train.recipes import RECIPES
+from tests import command_line
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+sqt, refused = partial(command_line.sqt, "train"), partial(command_line.refused, after=("13 videos",))
+pytestmark = pytest.mark.usefixtures("one_thread", "kept_signals")
 ROOT = Path(__file__).parents[1]
 TINY = """width=0.25 pos_dim=8,4,2,1 crop_size=32 short_side=40 epochs=2""".split()  # noqa: SIM905
-
-
-@pytest.fixture(autouse=True)
-def _signals() -> Iterator[None]:
-    """Undo what the command does to the process."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
-def sqt(*arguments: Any) -> Result:
-    """Run the program. Anything that is not an exit code is a bug and fails the test."""
-    return CliRunner().invoke(main, ["train", *map(str, arguments)], catch_exceptions=False)
-
-
-def refused(result: Result, code: int = 2) -> str:
-    """Check that ``result`` is a refusal as users should see it, and return its last line."""
-    assert result.exit_code == code, result.output
-    assert result.stdout == ""
-    assert "Traceback" not in result.stderr
-    lines = result.stderr.strip().splitlines()
-    assert len(lines) == 1 or lines[0].startswith(("Usage: ", "13 videos"))
-    return lines[-1]
 
 
 def needs_lightning() -> None:

@@ -2,18 +2,17 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from click.testing import CliRunner, Result
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from triton.compiler.errors import CompilationError
 
-from sqt_fast.cli import main
 from sqt_fast.errors import BackendError, ConfigError, InterruptedRunError
 from sqt_fast.files import tuned_file
 from sqt_fast.kernels import tuned
@@ -24,6 +23,7 @@ from sqt_fast.network.fused import FusedNetwork
 from sqt_fast.network.model import SqueezeTime
 from sqt_fast.tuning import tune as module
 from sqt_fast.tuning.tune import TuneConfig, Tuner, compile_ahead, gpu_seconds, tune
+from tests import command_line
 from tests.fake_gpu import (
     GPU,
     OUT_OF_RESOURCES,
@@ -40,6 +40,7 @@ from tests.fake_gpu import (
     on_disk,
 )
 
+sqt = partial(command_line.sqt, "tune")
 pytestmark = pytest.mark.usefixtures("empty_cache")
 
 
@@ -354,10 +355,6 @@ def test_a_gpu_is_tuned(tiny_network: SqueezeTime, said: list[str]) -> None:
 
 
 # -- the command ------------------------------------------------------------------------------------------------------
-
-
-def sqt(*arguments: str) -> Result:
-    return CliRunner().invoke(main, ["tune", *arguments])
 
 
 def test_a_cpu_is_not_tuned() -> None:

@@ -7,12 +7,13 @@ import pickle
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 import numpy as np
 from rich.console import Console
 from rich.markup import escape
 
+from sqt_fast.confusion import draw_confusion, new_figure
 from sqt_fast.console import counted, printable
 from sqt_fast.errors import ConfigError
 from sqt_fast.evaluate.evaluation import ClassReport, Evaluation
@@ -20,13 +21,9 @@ from sqt_fast.evaluate.metrics import best_classes
 from sqt_fast.files import replace_file
 from sqt_fast.table.schema import writing
 
-if TYPE_CHECKING:  # matplotlib is an extra, imported only for a picture
-    from matplotlib.figure import Figure
-
 SUFFIXES = {"confusion": (".csv", ".png"), "per_class": (".csv",), "dump": (".pkl",)}
 NAMED_FILES = 3  # of many, so many are named
 NAMED_CLASSES = 5
-READABLE_CLASSES = 60  # more names than that cannot be read beside a matrix
 NO_LABEL = "(no label)"
 
 
@@ -53,7 +50,7 @@ class Outputs:
             if not os.access(path.parent, os.W_OK):
                 raise ConfigError(f"{shown}: cannot write to the folder {path.parent}; make it, or give another name")
         if self.confusion is not None and self.confusion.suffix.lower() == ".png":
-            _new_figure(1.0)
+            _check_matplotlib()
 
     def write(self, evaluation: Evaluation) -> None:
         """Write every file that was asked for, whole or not at all. Raises OutputError."""
@@ -165,28 +162,18 @@ def _write_confusion(evaluation: Evaluation, file: IO[bytes]) -> None:
     _write_csv([["truth / prediction", *names, NO_LABEL], *rows], file)
 
 
-def _new_figure(side: float) -> "Figure":
-    """Return an empty square picture, sides in inches. Raises ConfigError without matplotlib."""
+def _check_matplotlib() -> None:
+    """Raise ConfigError where there is nothing to draw with."""
     try:
-        from matplotlib.figure import Figure
+        new_figure(1, 1)
     except ModuleNotFoundError as error:
         if not (error.name or "").startswith("matplotlib"):
             raise
         raise ConfigError(
             "--confusion .png: needs matplotlib; pip install 'sqt-fast[train]', or give a .csv"
         ) from error
-    return Figure(figsize=(side, side), layout="constrained")
 
 
 def _draw(evaluation: Evaluation, file: IO[bytes]) -> None:
-    """Draw the matrix, each row as shares of its class's videos."""
-    metrics, names = evaluation.metrics, [_encodable(name) for name in evaluation.classes.names]
-    figure = _new_figure(min(12.0, 4.0 + 0.2 * len(names)))
-    axes = figure.add_subplot(xlabel="prediction", ylabel="truth")
-    shares = metrics.confusion / np.maximum(metrics.videos, 1)[:, None]
-    picture = axes.imshow(shares, vmin=0, vmax=1, cmap="Blues", interpolation="nearest")
-    figure.colorbar(picture, label="share of the class's videos", shrink=0.7)
-    if len(names) <= READABLE_CLASSES:
-        axes.set_xticks(range(len(names) + 1), [*names, NO_LABEL], rotation=90, parse_math=False)
-        axes.set_yticks(range(len(names)), names, parse_math=False)
-    figure.savefig(file, format="png", dpi=150)
+    names = [_encodable(name) for name in evaluation.classes.names]
+    draw_confusion(evaluation.metrics.confusion, names, [*names, NO_LABEL], file)

@@ -1,16 +1,12 @@
-"""Pictures of a run: loss, learning rate and accuracy over its steps; a confusion matrix."""
+"""Curves of a run: loss, learning rate and accuracy over its steps, as a picture."""
 
 import csv
 from collections import defaultdict
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
+from sqt_fast.confusion import new_figure
 
 Curves = dict[str, dict[int, float]]  # name -> step -> value
-MAX_NAMES = 60  # more cannot be read
 
 
 def read_curves(logs: Path, first: int = 0) -> Curves:
@@ -33,8 +29,9 @@ def draw_curves(logs: Path, target: Path, first: int = 0) -> None:
     """Draw the curves of a run to a PNG. first: see ``read_curves``."""
     curves = read_curves(logs, first)
     panels = {"loss": ["loss"], "learning rate": ["lr"], "validation": [n for n in curves if n.startswith("val_")]}
-    figure, rows = _figure(len(panels), (9, 12))
-    for axes, (title, names) in zip(rows, panels.items(), strict=True):
+    figure = new_figure(9, 12)
+    for row, (title, names) in enumerate(panels.items(), start=1):
+        axes = figure.add_subplot(len(panels), 1, row)
         for name in names:
             steps = sorted(curves.get(name, {}))
             axes.plot(steps, [curves[name][step] for step in steps], label=name.removeprefix("val_"))
@@ -43,29 +40,4 @@ def draw_curves(logs: Path, target: Path, first: int = 0) -> None:
         axes.grid(alpha=0.3)
         if len(names) > 1:
             axes.legend()
-    figure.savefig(target, dpi=110, bbox_inches="tight")
-
-
-def draw_confusion(matrix: NDArray[Any], names: Sequence[str], target: Path) -> None:
-    """Draw a confusion matrix (K, K), rows truth, columns prediction, to a PNG; each row in parts of its sum."""
-    share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
-    side = min(4 + 0.25 * len(names), 20)
-    figure, (axes,) = _figure(1, (side, side))
-    picture = axes.imshow(share, vmin=0, vmax=1, cmap="Blues")
-    figure.colorbar(picture, fraction=0.04)
-    axes.set_xlabel("predicted")
-    axes.set_ylabel("true")
-    if len(names) <= MAX_NAMES:
-        axes.set_xticks(range(len(names)), names, rotation=90)
-        axes.set_yticks(range(len(names)), names)
-    figure.savefig(target, dpi=110, bbox_inches="tight")
-
-
-def _figure(rows: int, size: tuple[float, float]) -> tuple[Any, list[Any]]:
-    """Return a figure that no display is needed for, and its axes."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(size)
-    FigureCanvasAgg(figure)
-    return figure, [figure.add_subplot(rows, 1, row + 1) for row in range(rows)]
+    figure.savefig(target, dpi=110)

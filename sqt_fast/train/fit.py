@@ -14,11 +14,12 @@ import pytorch_lightning as pl
 import torch
 
 from sqt_fast import __version__
+from sqt_fast.confusion import draw_confusion
 from sqt_fast.errors import ConfigError, InterruptedRunError, system_reason
 from sqt_fast.files import replace_file
 from sqt_fast.network.checkpoint import build, read_checkpoint, save_safetensors
 from sqt_fast.network.model import SqueezeTime
-from sqt_fast.train.curves import draw_confusion, draw_curves
+from sqt_fast.train.curves import draw_curves
 from sqt_fast.train.data import ClipData, Lists
 from sqt_fast.train.initial import new_network, start
 from sqt_fast.train.module import ClipClassifier, validation_in
@@ -195,7 +196,8 @@ def _finish(config: TrainConfig, lists: Lists, trainer: pl.Trainer, data: ClipDa
     first_log = json.loads((output / SETTINGS).read_text(encoding="utf-8"))["first_log"]
     draw_curves(output / LOGS, output / "curves.png", first=first_log)
     if validation is not None:
-        draw_confusion(validation.matrix.numpy(), lists.train.names, output / "confusion.png")
+        names, counts = lists.train.names, validation.matrix.numpy()
+        replace_file(output / "confusion.png", lambda file: draw_confusion(counts, names, names, file))
     with (output / UNREADABLE).open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
         csv.writer(file).writerows([("path", "reason"), *sorted(failures.items())])
     return TrainSummary(weights, trainer.current_epoch, metrics, failures)
