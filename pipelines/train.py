@@ -1,11 +1,15 @@
 """Training clips: DALI decodes what is still encoded, and crops, resizes, changes and normalises every clip.
 
-The same graph on a CPU and on a GPU, whoever decodes; every choice comes with the sample (``train/clip_source.py``), so
-nothing here is random. Output is squeezed: (B, 48, S, S), channel = c * 16 + t.
+The same graph for whoever decodes; on a CPU, OpenCV changes the frames (``host_clips.py``). Every choice comes with the
+sample (``train/clip_source.py``), so nothing here is random. Output is squeezed: (B, 48, S, S), channel = c * 16 + t.
 """
+
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from nvidia.dali import fn, types
 from nvidia.dali.data_node import DataNode
 from nvidia.dali.pipeline import Pipeline, pipeline_def
@@ -14,6 +18,7 @@ from torch.utils.dlpack import from_dlpack
 
 from sqt_fast.errors import VideoError
 from sqt_fast.kernels.squeeze_host import MEAN, STD
+from sqt_fast.pipelines.host_clips import changed, squeezed
 from sqt_fast.signals import starting_uninterrupted
 from sqt_fast.train.clip_source import ClipFeed, ClipSource
 
@@ -73,6 +78,19 @@ def _graph(source: ClipSource, gpu: bool, parallel: bool) -> tuple[DataNode, ...
             )
         else:
             frames = _as_is(frames)
+    rest = [sample[name] for name in ("erased", "noise", "label", "item", "failures")]
+    if gpu:
+        return _on_gpu(source, frames, sample), *rest
+    size = source.recipe.crop_size
+    given = {name: sample[name] for name in ("colours", "jitter") if name in sample}
+    frames = fn.python_function(
+        frames, sample["order"], sample["box"], *given.values(), function=partial(_on_host, tuple(given), size)
+    )
+    return frames, *rest, sample["flip"]
+
+
+def _on_gpu(source: ClipSource, frames: DataNode, sample: dict[str, DataNode]) -> DataNode:
+    """Change the frames of a clip by DALI's operators. Returns (48, S, S) float32, normalised."""
     frames = fn.sequence_rearrange(frames, new_order=sample["order"])
     size = source.recipe.crop_size
     frames = fn.resize(
@@ -91,8 +109,14 @@ def _graph(source: ClipSource, gpu: bool, parallel: bool) -> tuple[DataNode, ...
     clips = fn.crop_mirror_normalize(
         frames, mean=list(MEAN), std=list(STD), mirror=sample["flip"], dtype=types.FLOAT, output_layout="CFHW"
     )
-    clips = fn.reshape(clips, shape=[-1, size, size], layout="CHW")
-    return clips, *(sample[name] for name in ("erased", "noise", "label", "item", "failures"))
+    return fn.reshape(clips, shape=[-1, size, size], layout="CHW")
+
+
+def _on_host(names: tuple[str, ...], size: int, frames: Any, order: Any, box: Any, *values: Any) -> NDArray[np.uint8]:
+    """Change the frames of a clip by OpenCV: see ``host_clips.changed``. names: of what ``values`` are."""
+    given: dict[str, Any] = {"colours": None, "jitter": None}
+    given |= {name: np.asarray(value) for name, value in zip(names, values, strict=True)}
+    return changed(np.asarray(frames), np.asarray(order), np.asarray(box), size, **given)
 
 
 def _as_is(frames: DataNode) -> DataNode:
@@ -138,7 +162,8 @@ class ClipPipeline:
         if known is not None:  # without DALI's error, which says where that was, and keeps pipeline and processes alive
             raise VideoError("error", known.strip())
         if self._stream is None:
-            clips = from_dlpack(outputs[0].as_tensor()).clone()
+            flips = np.array(outputs[6].as_array()).tolist()
+            clips = squeezed([np.asarray(frames) for frames in outputs[0]], flips)
         else:  # a stream of our own: DALI takes its memory back when its output is gone, and by then it must be copied
             with torch.cuda.stream(self._stream):
                 clips = from_dlpack(outputs[0].as_tensor()).clone()
