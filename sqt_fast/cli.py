@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from sqt_fast import __version__
+from sqt_fast.commands.engine_commands import build_engine, engines, export_onnx
 from sqt_fast.commands.evaluate_command import evaluate
 from sqt_fast.commands.options import WEIGHTS_HELP, decided, prepare_process, running_options
 from sqt_fast.commands.samples_command import sample_videos
@@ -254,5 +255,5 @@ def network(options: tuple[str, ...]) -> None:
     _bench("bench_network", options)
 
 
-for command in (evaluate, sample_videos, train):
+for command in (build_engine, engines, evaluate, export_onnx, sample_videos, train):
     main.add_command(command)

@@ -4,6 +4,7 @@ SqtError
 +-- ConfigError       an option or argument that cannot work (exit code 2)
 +-- CheckpointError   weights that cannot be read or do not fit the network
 +-- BackendError      the chosen backend cannot run here
+|   +-- ParityError   an engine whose results are not the network's (exit code 3)
 +-- DeviceLostError   the device stopped working: no video's fault, another worker may fare better
 +-- OutputError       the table cannot be written, resumed or locked
 +-- InterruptedRunError  the run was stopped from outside and can be resumed
@@ -39,6 +40,12 @@ class CheckpointError(SqtError):
 
 class BackendError(SqtError):
     """The chosen backend cannot run here."""
+
+
+class ParityError(BackendError):
+    """Another form of the network does not give what the network gives."""
+
+    exit_code = 3
 
 
 class DeviceLostError(SqtError):

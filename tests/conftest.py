@@ -22,6 +22,7 @@ if not torch.cuda.is_available():
 
 if TYPE_CHECKING:  # test_cuda.py runs where torch and pytest are alone
     from sqt_fast.network.model import SqueezeTime
+    from tests.exports import ExportedOnce
 
 TINY_LABELS = ("still", "left", "right", "up", "down", "naïve, “quoted”", "turn")
 
@@ -179,6 +180,14 @@ def tiny_weights(tiny_model: "SqueezeTime", tmp_path_factory: pytest.TempPathFac
     save_safetensors(tiny_model, folder / "tiny.safetensors")
     (folder / "labels.txt").write_text("\n".join(TINY_LABELS), encoding="utf-8")
     return str(folder / "tiny.safetensors"), str(folder / "labels.txt")
+
+
+@pytest.fixture(scope="session")
+def exported(tiny_model: "SqueezeTime", tmp_path_factory: pytest.TempPathFactory) -> "ExportedOnce":
+    """The tiny network as ONNX, by precision."""
+    from tests.exports import ExportedOnce
+
+    return ExportedOnce(tiny_model, tmp_path_factory.mktemp("exports"))
 
 
 @pytest.fixture(scope="session")

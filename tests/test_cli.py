@@ -18,7 +18,7 @@ from sqt_fast import cli as module
 from sqt_fast.cli import main
 from sqt_fast.config import FAST, OFFICIAL, OFFICIAL_HMDB51, IndexConfig
 from sqt_fast.engine.results import Summary
-from sqt_fast.errors import SqtError
+from sqt_fast.errors import BackendError, SqtError
 from sqt_fast.network.metadata import labels_in, read_metadata
 from sqt_fast.network.protocols import find_protocol
 from sqt_fast.network.published import PUBLISHED
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.usefixtures("kept_signals")
 PROMISED = """videos rows failed clips packets_read packets_dropped frames_decoded frames_wanted wall_s clips_per_s
 x_realtime limit""".split()  # noqa: SIM905
-HEAVY = ("torch", "numpy", "pyarrow", "av", "nvidia", "rich", "pooch", "safetensors")
+HEAVY = ("torch", "numpy", "pyarrow", "av", "nvidia", "rich", "pooch", "safetensors", "onnx", "tensorrt_rtx")
 PROBE = """
 import sys
 from sqt_fast.cli import main
@@ -87,6 +87,10 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
         ["tune", "-h"],
         ["evaluate", "-h"],
         ["train", "-h"],
+        ["export-onnx", "-h"],
+        ["build-engine", "-h"],
+        ["engines", "-h"],
+        ["engines", "check", "-h"],
         ["index"],
     ],
     ids=str,
@@ -117,18 +121,20 @@ def test_version() -> None:
 
 def test_every_option_explains_itself() -> None:
     assert isinstance(main, click.Group)
-    for command in main.commands.values():
+    groups = [command for command in main.commands.values() if isinstance(command, click.Group)]
+    for command in (*main.commands.values(), *(inner for group in groups for inner in group.commands.values())):
         assert command.help
         assert all(o.help for o in command.params if isinstance(o, click.Option))
 
 
 def test_names_of_errors_are_usage_or_failure() -> None:
-    kinds: list[type[SqtError]] = [SqtError, *SqtError.__subclasses__()]
+    kinds: list[type[SqtError]] = [SqtError, *SqtError.__subclasses__(), *BackendError.__subclasses__()]
     assert {kind.__name__: kind.exit_code for kind in kinds if kind.__module__ == "sqt_fast.errors"} == {
         "SqtError": 1,
         "ConfigError": 2,
         "CheckpointError": 1,
         "BackendError": 1,
+        "ParityError": 3,
         "DeviceLostError": 1,
         "OutputError": 1,
         "InterruptedRunError": 1,
@@ -220,7 +226,7 @@ def test_this_file_tries_every_option() -> None:
         (["-o", "t.csv", "--batch-size", "0"], "0 is not in the range x>=1"),
         (["-o", "t.csv", "--batch-size", "many"], "'many' is not a valid integer"),
         (["-o", "t.csv", "--backend", "magic"], "'magic' is not one of"),
-        (["-o", "t.csv", "--precision", "int8"], "'int8' is not one of"),
+        (["-o", "t.csv", "--precision", "int4"], "'int4' is not one of"),
         (["-o", "t.csv", "--on-error", "ignore"], "'ignore' is not one of"),
         (["-o", "t.csv", "--decoder", "gpu"], "'gpu' is not one of"),
         (["-o", "t.csv", "--memory", "8"], "--memory 8: must be a size of at least 200M, as 8G or 1500M, or auto"),

@@ -78,11 +78,11 @@ class FakeCuda:
         self.modes: list[str] = []
         self.pools: list[object] = []
         self.replays = 0
-        stream = SimpleNamespace(wait_stream=lambda other: None)
+        stream = SimpleNamespace(wait_stream=lambda other: None, cuda_stream=7)
         fakes = {
             "device": lambda device: nullcontext(),
             "Stream": lambda: stream,
-            "current_stream": lambda: stream,
+            "current_stream": lambda device=None: stream,
             "stream": lambda stream: nullcontext(),
             "CUDAGraph": lambda: SimpleNamespace(replay=self.replay, pool=lambda: "the pool"),
             "graph": self.graph,
@@ -107,8 +107,14 @@ class Elsewhere(Tensor):
         return torch.device("cuda")
 
 
-def doubled(clips: Tensor) -> tuple[Tensor, Tensor]:
-    return 2 * clips.float().sum((1, 2, 3)), clips.float().mean((2, 3))
+class Doubled:
+    """A network that can be captured, and does little."""
+
+    dtype = torch.float32
+    memory_format = torch.channels_last
+
+    def __call__(self, clips: Tensor) -> tuple[Tensor, Tensor]:
+        return 2 * clips.float().sum((1, 2, 3)), clips.float().mean((2, 3))
 
 
 def on_a_gpu(batch: int) -> Tensor:
@@ -117,8 +123,7 @@ def on_a_gpu(batch: int) -> Tensor:
 
 def test_graphs_are_captured_once_a_shape_and_the_oldest_goes(monkeypatch: pytest.MonkeyPatch) -> None:
     cuda = FakeCuda(monkeypatch)
-    monkeypatch.setattr(doubled, "dtype", torch.float32, raising=False)
-    network = GraphRunner(doubled)  # type: ignore[arg-type]
+    network = GraphRunner(Doubled())
     for batch in (1, 2, 1, 3, 4, 1):
         network(on_a_gpu(batch))
     assert cuda.modes == ["thread_local"] * 4
@@ -133,8 +138,7 @@ def test_graphs_are_captured_once_a_shape_and_the_oldest_goes(monkeypatch: pytes
 def test_all_shapes_share_a_pool_until_it_is_cleared(monkeypatch: pytest.MonkeyPatch) -> None:
     """A pool each would hold the memory of a batch that proved too large beside every smaller one."""
     cuda = FakeCuda(monkeypatch)
-    monkeypatch.setattr(doubled, "dtype", torch.float32, raising=False)
-    network = GraphRunner(doubled)  # type: ignore[arg-type]
+    network = GraphRunner(Doubled())
     for batch in (4, 2, 1):
         network(on_a_gpu(batch))
     assert cuda.pools == [None, "the pool", "the pool"]
@@ -145,8 +149,7 @@ def test_all_shapes_share_a_pool_until_it_is_cleared(monkeypatch: pytest.MonkeyP
 
 def test_threads_get_their_own_logits(monkeypatch: pytest.MonkeyPatch) -> None:
     FakeCuda(monkeypatch)
-    monkeypatch.setattr(doubled, "dtype", torch.float32, raising=False)
-    network = GraphRunner(doubled)  # type: ignore[arg-type]
+    network = GraphRunner(Doubled())
     copy = graphed._Captured.__call__
     inside = threading.Semaphore(1)
 
@@ -163,8 +166,7 @@ def test_threads_get_their_own_logits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_captured_batch_is_copied_in_and_results_are_copied_out(monkeypatch: pytest.MonkeyPatch) -> None:
     FakeCuda(monkeypatch)
-    monkeypatch.setattr(doubled, "dtype", torch.float32, raising=False)
-    captured = graphed._Captured(doubled, on_a_gpu(2), None)  # type: ignore[arg-type]
+    captured = graphed._Captured(Doubled(), on_a_gpu(2), None)
     assert captured.clips.is_contiguous(memory_format=torch.channels_last)
     logits, _ = captured(3 * torch.ones(2, 48, 4, 4))
     assert torch.equal(captured.clips.as_subclass(Tensor), 3 * torch.ones(2, 48, 4, 4))

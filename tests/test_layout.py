@@ -11,7 +11,19 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 TOP_FOLDERS = ("kernels", "pipelines")  # real folders at the top, linked below sqt_fast/
-PACKAGES = ("clips", "commands", "engine", "evaluate", "network", "samples", "table", "train", "tuning", "video")
+PACKAGES = (
+    "clips",
+    "commands",
+    "engine",
+    "evaluate",
+    "network",
+    "samples",
+    "table",
+    "tensorrt",
+    "train",
+    "tuning",
+    "video",
+)
 MAX_PARAMETERS = 6
 
 
@@ -129,6 +141,21 @@ def test_training_stands_beside_the_engine_and_only_its_lists_are_for_others() -
         assert {found for found in used if not found.startswith(known[name])} == set(), name
 
 
+def test_the_room_of_tensorrt_knows_the_network_and_nothing_above_it() -> None:
+    rooms = ("clips", "engine", "pipelines", "table", "train", "tuning", "evaluate", "video", "commands", "run", "cli")
+    assert importers("click", "rich", *(f"sqt_fast.{room}" for room in rooms)) & inside("tensorrt") == set()
+    assert importers("sqt_fast.tensorrt") - inside("tensorrt") == {"commands.engine_commands", "network.registry"}
+
+
+def test_tensorrt_is_loaded_in_one_place_by_name() -> None:
+    """Both of them are one API: what it is called there is nobody else's business."""
+    names = ("tensorrt", "tensorrt_bindings", "tensorrt_rtx", "tensorrt_rtx_bindings", "torch_tensorrt")
+    assert importers(*names) == set()
+    texts = {name: path.read_text(encoding="utf-8") for name, path in modules().items()}
+    with_names = {name for name, text in texts.items() if any(f'"{each}"' in text for each in names[1:])}
+    assert with_names == {"tensorrt.tensorrt_library", "tensorrt.torch_frontend"}
+
+
 def test_commands_are_the_last_word() -> None:
     assert importers("sqt_fast.commands") - inside("commands") == {"cli"}
 
@@ -140,6 +167,8 @@ def test_commands_are_the_last_word() -> None:
         ("matplotlib", {"confusion"}),
         ("pytorch_lightning", {f"train.{room}" for room in ("data", "fit", "module", "trainer")}),
         ("torchmetrics", {"train.module"}),
+        ("onnx", {"network.onnx_export", "tensorrt.plugin_graph", "tensorrt.quantize"}),
+        ("onnxruntime", {"network.parity"}),
         ("pyarrow", {"video.archive", *(f"table.{room}" for room in ("export", "ledger", "merge", "parts", "schema"))}),
         ("av", {"engine.selftest", *(name for name in modules() if name.startswith(("video.", "samples.")))}),
     ],

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import click
 
 from sqt_fast.engine.routes import DECODERS
-from sqt_fast.network.registry import BACKENDS, PRECISIONS
+from sqt_fast.network.registry import BACKENDS, PRECISIONS, QUANTISED
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -33,7 +33,12 @@ def _auto_or_memory(ctx: click.Context, param: click.Parameter, value: str) -> A
 _RUNNING = (
     click.option("--backend", type=click.Choice(["auto", *BACKENDS]), default="auto", help="What runs the network."),
     click.option("--device", default="auto", metavar="auto|cpu|cuda[:N]", help="Where it runs."),
-    click.option("--precision", type=click.Choice(["auto", *PRECISIONS]), default="auto", help="Of the network."),
+    click.option(
+        "--precision",
+        type=click.Choice(["auto", *PRECISIONS, *QUANTISED]),
+        default="auto",
+        help="Of the network; int8 and fp8 are those of engines.",
+    ),
     click.option("--batch-size", metavar="auto|N", default="auto", callback=_auto_or_count, help="Clips at once."),
     click.option(
         "--decoder",

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from sqt_fast.errors import BackendError, ConfigError, first_line
 from sqt_fast.network.model import INPUT_CHANNELS, SqueezeTime, squeezed
-from sqt_fast.network.registry import BACKENDS, PRECISIONS
+from sqt_fast.network.registry import BACKENDS, PRECISIONS, QUANTISED
 
 log = logging.getLogger(__name__)
 
@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 Network = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES |= dict.fromkeys(QUANTISED, torch.float16)  # of the clips, and between products
 
 
 class Backend(Protocol):
@@ -87,9 +88,13 @@ def load_network(name: str, model: SqueezeTime, *, device: str, precision: str) 
     Raises ConfigError for a name or precision that there is not, and for a model without classifier; BackendError where
     it cannot run.
     """
-    for value, allowed, kind in ((name, tuple(BACKENDS), "backend"), (precision, PRECISIONS, "precision")):
+    precisions = (*PRECISIONS, *QUANTISED)
+    for value, allowed, kind in ((name, tuple(BACKENDS), "backend"), (precision, precisions, "precision")):
         if value not in allowed:
             raise ConfigError(f"{kind} {value}: no such {kind}; choose one of {', '.join(allowed)}")
+    if precision not in BACKENDS[name].precisions:
+        able = " or ".join(other for other, record in BACKENDS.items() if precision in record.precisions)
+        raise ConfigError(f"precision {precision}: not one of backend {name}'s; use --backend {able}")
     if model.fc is None:
         raise ConfigError(
             "these weights hold no classifier, so there is nothing to label with: choose other --weights "
@@ -97,13 +102,15 @@ def load_network(name: str, model: SqueezeTime, *, device: str, precision: str) 
         )
     if reason := BACKENDS[name].why_not(device, model):
         raise BackendError(f"backend {name}: {reason}; use --backend {_others(name, device, model)}")
-    network: Network = BACKENDS[name].make(model, device=device, dtype=DTYPES[precision])
+    more = {"precision": precision} if precision in QUANTISED else {}
+    network: Network = BACKENDS[name].make(model, device=device, dtype=DTYPES[precision], **more)
     return network
 
 
 def _others(name: str, device: str, model: SqueezeTime) -> str:
     """Return the names of what can run instead, the simplest first."""
-    return " or ".join(other for other in BACKENDS if other != name and not BACKENDS[other].why_not(device, model))
+    others = [other for other, record in BACKENDS.items() if other != name and not record.by_request]
+    return " or ".join(other for other in others if not BACKENDS[other].why_not(device, model))
 
 
 def load_backend(name: str, model: SqueezeTime, *, device: str, precision: str, batch_size: int, size: int) -> Backend:
@@ -120,6 +127,8 @@ def load_backend(name: str, model: SqueezeTime, *, device: str, precision: str, 
         backend.run(torch.zeros((batch_size, INPUT_CHANNELS, size, size), dtype=backend.dtype))
     except torch.OutOfMemoryError:
         torch.cuda.empty_cache()  # the worker halves batches that are too large
+    except BackendError:  # it knows what to say
+        raise
     except Exception as error:
         log.debug("backend %s", name, exc_info=True)
         others = _others(name, device, model)

@@ -159,7 +159,8 @@ def _backend(
 ) -> tuple[str, str]:
     """Return the backend that ends the job soonest in the precision of ``choice``, and why."""
     on_cpu = choice.device == "cpu"  # where one gains by compiling or not at all
-    names = [name for name, record in BACKENDS.items() if name == SIMPLEST or record.compile_s or not on_cpu]
+    offered = {name: record for name, record in BACKENDS.items() if not record.by_request}
+    names = [name for name, record in offered.items() if name == SIMPLEST or record.compile_s or not on_cpu]
     refused = {name: reason for name in names if (reason := BACKENDS[name].why_not(choice.device, model))}
     able = [name for name in names if name not in refused]
     if able == [SIMPLEST]:

@@ -39,6 +39,8 @@ class FusedNetwork:
     Raises BackendError for widths that are no multiples of 16.
     """
 
+    memory_format = torch.channels_last
+
     def __init__(self, model: SqueezeTime, *, device: str | torch.device, dtype: torch.dtype) -> None:
         if reason := why_not_network(model):
             raise BackendError(f"backend triton: {reason}; use --backend eager or compile")

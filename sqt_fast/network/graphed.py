@@ -5,7 +5,7 @@ A graph replays some hundred launches as one: without it, a small batch waits fo
 
 import threading
 from collections import OrderedDict
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import triton
@@ -32,13 +32,22 @@ def why_not(device: str, model: SqueezeTime | None = None) -> str | None:
     return None if model is None else why_not_network(model)
 
 
+class Capturable(Protocol):
+    """What can be captured: clips of this dtype and layout -> logits and embeddings, on the current stream alone."""
+
+    dtype: torch.dtype
+    memory_format: torch.memory_format
+
+    def __call__(self, clips: Tensor) -> tuple[Tensor, Tensor]: ...
+
+
 class GraphRunner:
-    """A FusedNetwork that replays CUDA graphs. On a CPU, interpreted, it is the network as it is.
+    """A network that replays CUDA graphs. On a CPU, where kernels are interpreted, it is the network as it is.
 
     Threads may share it: one batch at a time is run, for all graphs use the same memory.
     """
 
-    def __init__(self, net: FusedNetwork) -> None:
+    def __init__(self, net: Capturable) -> None:
         self.net = net
         self._graphs: OrderedDict[torch.Size, _Captured] = OrderedDict()
         self._pool: Any = None
@@ -67,13 +76,15 @@ class GraphRunner:
         with self._lock:
             self._graphs.clear()
             self._pool = None
+            if (clear := getattr(self.net, "clear", None)) is not None:
+                clear()
 
 
 class _Captured:
     """One shape of batch as a CUDA graph, with the memory that it reads and writes."""
 
-    def __init__(self, net: FusedNetwork, clips: Tensor, pool: Any) -> None:
-        self.clips = torch.zeros_like(clips, dtype=net.dtype, memory_format=torch.channels_last)
+    def __init__(self, net: Capturable, clips: Tensor, pool: Any) -> None:
+        self.clips = torch.zeros_like(clips, dtype=net.dtype, memory_format=net.memory_format)
         with torch.cuda.device(clips.device):
             stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
             stream.wait_stream(torch.cuda.current_stream())

@@ -7,6 +7,8 @@ from typing import Any
 
 # Names of floating-point formats; torch calls them otherwise (``backends.DTYPES``).
 PRECISIONS = ("fp32", "bf16", "fp16")
+# Products of 8 bits with float16 between them: engines alone have them.
+QUANTISED = ("int8", "fp8")
 
 
 @dataclass(frozen=True)
@@ -16,13 +18,18 @@ class BackendRecord:
     load: ``module:function`` of (model, device, dtype) that returns a ``backends.Network``. objection:
     ``module:function`` of (device, model) that returns why it cannot run there, None if it can. compile_s: about how
     long it compiles, to be weighed against what it gains. needs_start: on which kinds of device it has work to do on
-    the first batch of a shape, which is better done, and better fails, before there is anything to label.
+    the first batch of a shape, which is better done, and better fails, before there is anything to label. extra: what
+    installs what it needs. by_request: it runs only where it is asked for, for something must be built for it first.
+    precisions: those that it has.
     """
 
     load: str
     objection: str | None = None
     compile_s: float = 0.0
     needs_start: tuple[str, ...] = ()
+    extra: str = "gpu"
+    by_request: bool = False
+    precisions: tuple[str, ...] = PRECISIONS
 
     def why_not(self, device: str, model: Any) -> str | None:
         """Return why it cannot run this network on this device, None if nothing speaks against it."""
@@ -31,12 +38,12 @@ class BackendRecord:
         try:
             reason: str | None = load_function(self.objection)(device, model)
         except ModuleNotFoundError as error:  # of an optional dependency
-            return f"{error.name} is not installed (pip install 'sqt-fast[gpu]')"
+            return f"{error.name} is not installed (pip install 'sqt-fast[{self.extra}]')"
         return reason
 
-    def make(self, model: Any, *, device: str, dtype: Any) -> Callable[..., Any]:
-        """Make the network. Raises BackendError where it cannot run."""
-        network: Callable[..., Any] = load_function(self.load)(model, device=device, dtype=dtype)
+    def make(self, model: Any, *, device: str, dtype: Any, **more: Any) -> Callable[..., Any]:
+        """Make the network. more: what only this backend takes. Raises BackendError where it cannot run."""
+        network: Callable[..., Any] = load_function(self.load)(model, device=device, dtype=dtype, **more)
         return network
 
 
@@ -51,6 +58,22 @@ BACKENDS = {
         "sqt_fast.network.compiled:why_not",
         compile_s=60.0,  # seen on 2 cores: 14 to 45
         needs_start=("cpu", "cuda"),
+    ),
+    "tensorrt": BackendRecord(
+        "sqt_fast.tensorrt.engine_runner:tensorrt_network",
+        "sqt_fast.tensorrt.engine_runner:tensorrt_why_not",
+        needs_start=("cuda",),
+        extra="tensorrt",
+        by_request=True,
+        precisions=(*PRECISIONS, *QUANTISED),
+    ),
+    "tensorrt-rtx": BackendRecord(
+        "sqt_fast.tensorrt.engine_runner:rtx_network",
+        "sqt_fast.tensorrt.engine_runner:rtx_why_not",
+        needs_start=("cuda",),
+        extra="tensorrt-rtx",
+        by_request=True,
+        precisions=(*PRECISIONS, *QUANTISED),
     ),
 }
 SIMPLEST = next(iter(BACKENDS))

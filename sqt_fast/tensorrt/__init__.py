@@ -1,0 +1,1 @@
+"""TensorRT: engines built from the network, kept, checked, and run."""
