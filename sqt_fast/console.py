@@ -170,3 +170,27 @@ def _clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}"
+
+
+class BuildBar:
+    """How far a build is: a bar on a terminal, from the first step on; nothing elsewhere, or when quiet."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        console, columns = Console(stderr=True), (TextColumn("{task.description}"), BarColumn())
+        hidden = quiet or not console.is_terminal
+        times = TimeElapsedColumn(), TimeRemainingColumn()
+        self._progress = Progress(*columns, *times, console=console, disable=hidden, transient=True)
+
+    def __enter__(self) -> "BuildBar":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._progress.tasks:
+            self._progress.stop()
+
+    def update(self, phase: str, part: float) -> None:
+        """Show which part of all is done, 0 to 1."""
+        if not self._progress.tasks:
+            self._progress.start()
+            self._progress.add_task(phase, total=1.0)
+        self._progress.update(self._progress.tasks[0].id, description=phase, completed=part)

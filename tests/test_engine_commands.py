@@ -15,6 +15,7 @@ import torch
 
 from sqt_fast.cli import main
 from sqt_fast.commands import engine_commands
+from sqt_fast.console import BuildBar
 from sqt_fast.network.model import SqueezeTime
 from sqt_fast.network.onnx_export import ExportConfig
 from sqt_fast.network.parity import compare
@@ -260,6 +261,13 @@ def test_what_is_asked_of_an_engine_of_8_bits(asked: list[Request]) -> None:
     assert request.calibration.options() == " ".join([*options, "--min-top1", "0.8"])
 
 
+def test_an_engine_is_validated_with_clips_of_ones_own(
+    asked: list[Request], tiny_weights: tuple[str, str], archive: Path
+) -> None:
+    assert sqt("build-engine", "--weights", tiny_weights[0], "--videos", archive / "avi").exit_code == 0
+    assert asked[0].record(2, 48).shape == (2, 48, 48, 48)
+
+
 def test_engines_are_checked_with_clips_of_ones_own(
     tiny_weights: tuple[str, str], tmp_path: Path, archive: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -400,13 +408,13 @@ def test_progress_appears_and_goes(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm")
     for quiet in (False, True):
-        with engine_commands._Bar(quiet=quiet) as bar:
+        with BuildBar(quiet=quiet) as bar:
             bar.update("one", 0.25)
             bar.update("two", 0.5)
             (task,) = bar._progress.tasks
             assert (task.description, task.completed, task.total) == ("two", 0.5, 1.0)
         assert ("two" in capsys.readouterr().err) != quiet
     monkeypatch.delenv("FORCE_COLOR")
-    with engine_commands._Bar(quiet=False) as bar:
+    with BuildBar(quiet=False) as bar:
         bar.update("one", 0.25)
     assert capsys.readouterr().err == ""

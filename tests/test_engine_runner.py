@@ -41,7 +41,7 @@ def _streams(monkeypatch: pytest.MonkeyPatch) -> None:
 def engine(folder: Path, name: str = "x", *, validation: Any = None, **values: Any) -> Engine:
     """Install an engine. values: of its identity."""
     export = ExportConfig(values.pop("size", 32), values.pop("precision", "fp32"), values.pop("input", "normalised"))
-    config = EngineConfig(values.pop("flavour", "tensorrt"), export, Batches(1, 2, 4))
+    config = EngineConfig(values.pop("flavour", "tensorrt"), export, values.pop("batches", Batches(1, 2, 4)))
     usual = {"onnx_sha256": "a", "network_sha256": "b", "library_version": "11.4.0.106", "gpu": GPU}
     identity = identity_of(config, **{**usual, **values})
     plan = Plan(f"program {name}".encode(), "11.4.0.106", {}, (), 1.0)
@@ -191,7 +191,7 @@ def kept(backend: EngineBackend, name: str = "x", **values: Any) -> Engine:
 
 def refused(backend: EngineBackend, size: int = 32) -> str:
     with pytest.raises(BackendError) as caught:
-        backend.find(size, "11.4.0.106")
+        backend.find(size, 2, "11.4.0.106")
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -209,8 +209,8 @@ def test_the_engine_of_this_network_is_found(backend: EngineBackend) -> None:
     (engines_folder() / "f.engine").write_bytes(b"stray")
     assert "no engine was built for these weights" in refused(backend)
     found = kept(backend, "g")
-    assert backend.find(32, "11.4.0.106") == found
-    assert backend.find(64, "11.4.0.106").path.stem == "b"
+    assert backend.find(32, 2, "11.4.0.106") == found
+    assert backend.find(64, 2, "11.4.0.106").path.stem == "b"
 
 
 def test_where_there_is_none_the_command_is_named(backend: EngineBackend) -> None:
@@ -224,7 +224,14 @@ def test_one_that_may_run_is_taken_before_others(backend: EngineBackend) -> None
     kept(backend, "a", gpu=Gpu("NVIDIA A100", "8.0", 108))
     kept(backend, "b", validation={"holds": False})
     found = kept(backend, "c")
-    assert backend.find(32, "11.4.0.106") == found
+    assert backend.find(32, 2, "11.4.0.106") == found
+
+
+def test_the_one_that_was_built_for_so_many_clips_is_taken(backend: EngineBackend) -> None:
+    for name, batches in (("a", (1, 8, 8)), ("b", (1, 64, 64)), ("c", (1, 32, 128))):
+        kept(backend, name, batches=Batches(*batches))
+    found = {batch: backend.find(32, batch, "11.4.0.106").path.stem for batch in (4, 8, 30, 64, 100, 500)}
+    assert found == {4: "a", 8: "a", 30: "c", 64: "b", 100: "c", 500: "b"}
 
 
 def test_the_nearest_is_named_with_all_its_reasons(backend: EngineBackend) -> None:

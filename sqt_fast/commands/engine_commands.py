@@ -36,6 +36,14 @@ _input = click.option(
 )
 
 
+_videos = click.option(
+    "--videos",
+    multiple=True,
+    metavar="VIDEOS",
+    help="Validate with clips of these, a file or a folder, not with drawn ones. Repeat it.",
+)
+
+
 def _export_config(weights: str, size: int | None, precision: str, kind: str) -> Any:
     """Return how the network is to be exported; its usual size is that of the ``fast`` protocol."""
     from sqt_fast.network.onnx_export import ExportConfig
@@ -106,9 +114,10 @@ def export_onnx(target: Path, weights: str, precision: str, size: int | None, ki
 @click.option("--plugin", type=click.Choice(PLUGIN_NAMES), default="none", help="ctl: our kernel ends every CTL.")
 @click.option("--timing-cache/--no-timing-cache", default=True, help="Use what was timed before.")
 @click.option("--validate", "clips", type=click.IntRange(min=0), default=32, metavar="CLIPS", help="0: do not.")
+@_videos
 @click.option(
     "--calibrate",
-    "videos",
+    "calibration_videos",
     multiple=True,
     metavar="VIDEOS",
     help="int8, fp8: some of your own videos, a file or a folder, to measure ranges of values on. Repeat it.",
@@ -125,15 +134,16 @@ def build_engine(as_json: bool, dry_run: bool, verbose: bool, **options: Any) ->
 
     An engine that gives other results than the network is not installed (exit code 3). One of int8 or fp8 gives others
     to a degree: its limits are --min-cosine and --min-top1, on clips of your videos that it was not calibrated with.
-    TensorRT builds on the GPU that
-    the engine is for; TensorRT-RTX (--flavour rtx) builds anywhere, and sqt-fast engines check validates what it built
-    where there is a GPU.
+
+    TensorRT builds on the GPU that the engine is for; TensorRT-RTX (--flavour rtx) builds anywhere, and sqt-fast
+    engines check validates what it built where there is a GPU.
     """
+    from sqt_fast.console import BuildBar
     from sqt_fast.tensorrt.engines import build_engine as run
 
     prepare_process(verbose=verbose)
     request = _request(**options)
-    with _Bar(quiet=as_json) as bar:
+    with BuildBar(quiet=as_json) as bar:
         outcome = run(request, _say, bar.update, dry_run=dry_run)
     if as_json:
         click.echo(json.dumps(outcome.as_dict()))
@@ -154,6 +164,7 @@ def _request(
     force: bool,
     timing_cache: bool,
     videos: tuple[str, ...],
+    calibration_videos: tuple[str, ...],
     calibration_clips: int,
     min_cosine: float | None,
     min_top1: float | None,
@@ -166,8 +177,10 @@ def _request(
     exported = _export_config(weights, size, precision, kind)
     config = EngineConfig(export=exported, batches=Batches.parse(batch), **options)
     limits = {"min_cosine": min_cosine, "min_top1": min_top1}
-    calibration = _calibration(videos, _protocol(weights, size), calibration_clips, limits)
+    calibration = _calibration(calibration_videos, _protocol(weights, size), calibration_clips, limits)
     more = {"clips": clips, "force": force, "timing_cache": timing_cache, "calibration": calibration}
+    if videos:
+        more["record"] = lambda count, size: _clips(videos, _protocol(weights, size), count)
     return Request(config, weights, output, keep_onnx, **more)
 
 
@@ -201,34 +214,6 @@ def _clips_for(path: Path, videos: Sequence[str], count: int, size: int) -> Any:
     return _clips(videos, _protocol(read_engine(path).about["weights"], size), count)
 
 
-class _Bar:
-    """How far a builder is, on standard error."""
-
-    def __init__(self, *, quiet: bool) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-        console, columns = Console(stderr=True), (TextColumn("{task.description}"), BarColumn())
-        times = TimeElapsedColumn(), TimeRemainingColumn()
-        hidden = quiet or not console.is_terminal
-        self._progress = Progress(*columns, *times, console=console, disable=hidden, transient=True)
-        self._task: Any = None
-
-    def __enter__(self) -> "_Bar":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if self._task is not None:
-            self._progress.stop()
-
-    def update(self, phase: str, part: float) -> None:
-        """Show which part of all is done, 0 to 1; the bar appears with the first."""
-        if self._task is None:
-            self._progress.start()
-            self._task = self._progress.add_task(phase, total=1.0)
-        self._progress.update(self._task, description=phase, completed=part)
-
-
 def _say(line: str) -> None:
     click.echo(line, err=True)
 
@@ -256,12 +241,7 @@ def list_engines(as_json: bool) -> None:
 @engines.command()
 @click.argument("paths", nargs=-1, type=_FILE)
 @click.option("--validate", "clips", type=click.IntRange(min=0), default=32, metavar="CLIPS", help="0: do not.")
-@click.option(
-    "--videos",
-    multiple=True,
-    metavar="VIDEOS",
-    help="Validate with clips of these, not with drawn ones: better for int8 and fp8. Repeat it.",
-)
+@_videos
 def check(paths: tuple[Path, ...], clips: int, videos: tuple[str, ...]) -> None:
     """Say of engines (all in the cache, if none are named) whether they may run here, and if not, every reason.
 

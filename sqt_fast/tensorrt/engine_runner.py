@@ -119,12 +119,12 @@ class EngineBackend:
         with self._lock:
             if (runner := self._runners.get(size)) is None:
                 library = load_library(self.flavour)
-                network = EngineNetwork(self.find(size, library.__version__), library, self.device)
+                network = EngineNetwork(self.find(size, len(clips), library.__version__), library, self.device)
                 runner = self._runners[size] = GraphRunner(network)
         return runner(clips.contiguous())
 
-    def find(self, size: int, library_version: str) -> Engine:
-        """Return the engine for clips of size x size pixels. Raises BackendError."""
+    def find(self, size: int, batch: int, library_version: str) -> Engine:
+        """Return the engine for ``batch`` clips of size x size pixels, else for other batches. Raises BackendError."""
         wanted = {
             "network_sha256": self.network_sha256,
             "size": size,
@@ -132,7 +132,7 @@ class EngineBackend:
             "input": "normalised",
             "flavour": self.flavour.name,
         }
-        fitting = [each for each in engines_in(engines_folder()) if _fits(each, wanted)]
+        fitting = sorted((e for e in engines_in(engines_folder()) if _fits(e, wanted)), key=partial(_distance, batch))
         gpu = Gpu.of(self.device)
         against: dict[int, list[str]] = {}
         for place, engine in enumerate(fitting):
@@ -162,6 +162,13 @@ class EngineBackend:
 
 def _fits(engine: Engine | BackendError, wanted: Mapping[str, Any]) -> bool:
     return isinstance(engine, Engine) and all(engine.identity.get(name) == each for name, each in wanted.items())
+
+
+def _distance(batch: int, engine: Engine | BackendError) -> tuple[bool, int]:
+    """Return how far from the batches that an engine was built for ``batch`` is."""
+    assert isinstance(engine, Engine)
+    least, best, most = engine.identity["batches"]
+    return not least <= batch <= most, abs(best - batch)
 
 
 def _why_not(device: str, model: SqueezeTime, *, flavour: Flavour) -> str | None:

@@ -50,7 +50,7 @@ class Request:
 
     weights: a name or path. output: where the engine goes, None for the user's cache. keep_onnx: where the exported
     network is kept too. clips: how many the engine is validated with, 0 for none. force: build it though it is there.
-    calibration: of int8 and fp8.
+    calibration: of int8 and fp8, whose clips take the place of those that ``record`` gives to validate with.
     """
 
     config: EngineConfig
@@ -61,6 +61,7 @@ class Request:
     force: bool = False
     timing_cache: bool = True
     calibration: Calibration | None = None
+    record: Record = drawn_clips
 
     def __post_init__(self) -> None:
         check_calibration(self.config.export, self.calibration)
@@ -155,7 +156,7 @@ def build_engine(request: Request, say: Say, progress: Progress, *, dry_run: boo
     }
     if gpu is None or not request.clips:
         return Outcome(path, True, reason, install(plan, path, identity, about), exported.parity)
-    clips = drawn_clips(request.clips, identity["size"]) if exported.clips is None else exported.clips
+    clips = request.record(request.clips, identity["size"]) if exported.clips is None else exported.clips
     say(f"validating with {len(clips)} clips")
     validation = _try(plan, identity, about, exported, library, device, clips)
     if not validation.holds:
