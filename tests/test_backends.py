@@ -129,8 +129,12 @@ def test_precision_is_the_models_inside_only(tiny_weights: tuple[str, str]) -> N
 def test_what_there_is_not_is_named(tiny_model: SqueezeTime, tiny_weights: tuple[str, str]) -> None:
     with pytest.raises(ConfigError, match="backend tensorflow: no such backend; choose one of eager, triton, compile"):
         load_model(tiny_weights[0], backend="tensorflow")
-    with pytest.raises(ConfigError, match="precision fp8: no such precision; choose one of fp32, bf16, fp16"):
+    with pytest.raises(
+        ConfigError, match="precision fp8: not one of backend eager's; use --backend tensorrt or tensorrt-rtx"
+    ):
         load_model(tiny_weights[0], backend="eager", precision="fp8")
+    with pytest.raises(ConfigError, match="precision fp4: no such precision; choose one of fp32, bf16, fp16"):
+        load_model(tiny_weights[0], backend="eager", precision="fp4")
     backbone = SqueezeTime(ModelConfig(depth=10, width=0.25, num_classes=None))
     with pytest.raises(ConfigError, match="no classifier"):
         InferenceModel(backbone, "eager", device="cpu", precision="fp32")

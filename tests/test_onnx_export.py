@@ -91,7 +91,7 @@ def test_the_model_is_left_as_it_was(tiny_model: SqueezeTime) -> None:
     ("values", "said"),
     [
         ({"size": 31}, "size 31: expected at least 32"),
-        ({"precision": "int8"}, "precision int8: expected one of fp32, bf16, fp16"),
+        ({"precision": "int4"}, "precision int4: expected one of fp32, bf16, fp16, int8, fp8"),
         ({"input": "jpeg"}, "input jpeg: expected one of normalised, uint8"),
     ],
     ids=str,

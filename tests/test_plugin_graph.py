@@ -20,7 +20,11 @@ from sqt_fast.tensorrt.plugin_graph import make_known, put_plugin  # noqa: E402
 SIZE = 32
 
 
-@pytest.fixture(scope="module", params=[10, 50], ids=["basic", "bottleneck"])
+@pytest.fixture(
+    scope="module",
+    params=[10, pytest.param(50, marks=pytest.mark.exhaustive)],
+    ids=["basic", "bottleneck"],
+)
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = ModelConfig(depth=request.param, width=0.25, num_classes=5, pos_dim=(8, 4, 2, 1))
     path = tmp_path_factory.mktemp("exported") / "network.onnx"

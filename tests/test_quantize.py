@@ -31,6 +31,7 @@ from sqt_fast.tensorrt.quantize import (
     quantize,
     write_for_onnxruntime,
 )
+from tests.exports import ExportedOnce
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
@@ -45,8 +46,13 @@ def calibration(count: int = 12, *, num_clips: int = 8, limits: Limits = ANYTHIN
     return Calibration(("my videos",), lambda wanted: drawn_clips(min(wanted, count), SIZE), num_clips, limits)
 
 
+@pytest.fixture(autouse=True)
+def _exported_once(exported: ExportedOnce, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sqt_fast.tensorrt.exports.export_onnx", exported.write)
+
+
 @pytest.fixture(scope="module")
-def exported(tiny_model: SqueezeTime, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_onnx(tiny_model: SqueezeTime, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny network in a file, as it is before it is quantised."""
     path = tmp_path_factory.mktemp("onnx") / "tiny.onnx"
     network = ExportedNetwork(tiny_model, ExportConfig(SIZE, "int8"))
@@ -218,8 +224,8 @@ def test_clips_go_in_as_into_engines_of_fp16(tiny_model: SqueezeTime, precision:
 # -- what is left out, and what comes of it ---------------------------------------------------------------------------
 
 
-def test_gates_are_found_in_the_graph(exported: Path, tiny_model: SqueezeTime) -> None:
-    proto = onnx.load(str(exported))
+def test_gates_are_found_in_the_graph(tiny_onnx: Path, tiny_model: SqueezeTime) -> None:
+    proto = onnx.load(str(tiny_onnx))
     found, by_name = gates(proto), {node.name: node for node in proto.graph.node}
     ctls = sum(isinstance(module, CTL) for module in tiny_model.modules())
     kinds = [by_name[name].op_type for name in found]
@@ -228,9 +234,9 @@ def test_gates_are_found_in_the_graph(exported: Path, tiny_model: SqueezeTime) -
     assert {sizes[by_name[name].input[1]][2:] for name in found if by_name[name].op_type == "Conv"} == {(1, 1)}
 
 
-def test_names_of_gates_stand_for_themselves_alone(exported: Path, tmp_path: Path, modelopt: FakeModelOpt) -> None:
-    quantize(exported, tmp_path / "q.onnx", "int8", as_given(drawn_clips(3, SIZE), ExportConfig(SIZE, "int8")))
-    proto = onnx.load(str(exported))
+def test_names_of_gates_stand_for_themselves_alone(tiny_onnx: Path, tmp_path: Path, modelopt: FakeModelOpt) -> None:
+    quantize(tiny_onnx, tmp_path / "q.onnx", "int8", as_given(drawn_clips(3, SIZE), ExportConfig(SIZE, "int8")))
+    proto = onnx.load(str(tiny_onnx))
     patterns = modelopt.asked["nodes_to_exclude"]
     matched = {n.name for n in proto.graph.node if any(re.match(pattern, n.name) for pattern in patterns)}
     assert matched == set(gates(proto))
@@ -239,22 +245,22 @@ def test_names_of_gates_stand_for_themselves_alone(exported: Path, tmp_path: Pat
 
 
 def test_a_quantised_file_keeps_its_metadata_and_says_nothing(
-    exported: Path, tmp_path: Path, modelopt: FakeModelOpt, capfd: pytest.CaptureFixture[str]
+    tiny_onnx: Path, tmp_path: Path, modelopt: FakeModelOpt, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert quantize(exported, tmp_path / "q.onnx", "int8", torch.zeros(1)) == 1
+    assert quantize(tiny_onnx, tmp_path / "q.onnx", "int8", torch.zeros(1)) == 1
     metadata = [
         {each.key: each.value for each in onnx.load(str(path)).metadata_props}
-        for path in (exported, tmp_path / "q.onnx")
+        for path in (tiny_onnx, tmp_path / "q.onnx")
     ]
     assert metadata[0] == metadata[1]
     assert set(metadata[0]) == {"labels", "preprocessing"}
     assert tuple(capfd.readouterr()) == ("", "")
 
 
-def test_an_error_of_modelopt_is_a_line(exported: Path, tmp_path: Path, modelopt: FakeModelOpt) -> None:
+def test_an_error_of_modelopt_is_a_line(tiny_onnx: Path, tmp_path: Path, modelopt: FakeModelOpt) -> None:
     modelopt.error = ValueError("no such thing\nand a page of it")
     with pytest.raises(BackendError, match=r"^quantising to fp8: NVIDIA ModelOpt failed \(no such thing\)$"):
-        quantize(exported, tmp_path / "q.onnx", "fp8", torch.zeros(1))
+        quantize(tiny_onnx, tmp_path / "q.onnx", "fp8", torch.zeros(1))
 
 
 def test_what_is_checked_rounds_to_the_nearest(tmp_path: Path) -> None:
@@ -339,19 +345,19 @@ def quantised_inputs(proto: Any) -> dict[str, bool]:
     }
 
 
-def of_tiny(clips: Tensor, exported: Path, folder: Path, mode: str) -> Path:
+def of_tiny(clips: Tensor, tiny_onnx: Path, folder: Path, mode: str) -> Path:
     path = folder / f"{mode}.onnx"
-    assert quantize(exported, path, mode, as_given(clips, ExportConfig(SIZE, mode))) > 0
+    assert quantize(tiny_onnx, path, mode, as_given(clips, ExportConfig(SIZE, mode))) > 0
     return path
 
 
 @needs_modelopt
 @pytest.mark.parametrize("mode", ["int8", "fp8"])
 def test_modelopt_leaves_gates_and_the_edges_alone(
-    mode: str, exported: Path, tmp_path: Path, tiny_model: SqueezeTime, capfd: pytest.CaptureFixture[str]
+    mode: str, tiny_onnx: Path, tmp_path: Path, tiny_model: SqueezeTime, capfd: pytest.CaptureFixture[str]
 ) -> None:
     clips = drawn_clips(4, SIZE)
-    path = of_tiny(clips, exported, tmp_path, mode)
+    path = of_tiny(clips, tiny_onnx, tmp_path, mode)
     proto = onnx.load(str(path))
     found = quantised_inputs(proto)
     assert {name for name in found if ".param_conv." in name and found[name]} == set()
@@ -360,7 +366,7 @@ def test_modelopt_leaves_gates_and_the_edges_alone(
     types = {each.name: each.type.tensor_type.elem_type for each in (*proto.graph.input, *proto.graph.output)}
     assert types == {"clips": kinds.FLOAT16, "logits": kinds.FLOAT, "embeddings": kinds.FLOAT}
     once = path.read_bytes()
-    assert of_tiny(clips, exported, tmp_path, mode).read_bytes() == once
+    assert of_tiny(clips, tiny_onnx, tmp_path, mode).read_bytes() == once
     assert capfd.readouterr().out == ""
     write_for_onnxruntime(path, tmp_path / "checked.onnx")
     parity = onnx_parity(

@@ -161,16 +161,17 @@ def _run(build: Callable[[], Any], monitor: Any) -> Any:
             done.set()
 
     thread = threading.Thread(target=work, name="engine builder", daemon=True)
-    thread.start()
     try:
+        thread.start()  # Ctrl-C may come before this returns
         while not done.wait(POLL_S):
             pass
     except KeyboardInterrupt:
         monitor.stopped = True
-        done.wait()
         raise
     finally:
-        thread.join()
+        if thread.is_alive():
+            done.wait()
+            thread.join()
     if failures:
         raise BackendError(f"the builder failed ({first_line(failures[0])})") from failures[0]
     return results[0]
