@@ -86,7 +86,7 @@ gpu-check:
 	step 50 $(GPU_PYTHON) -m bench.bench_kernels --dtype fp16 fp32 --providers triton cupy eager --results $(RESULTS); \
 	$(if $(call HAS,av$(comma) nvidia.dali$(comma) cv2),pytest 40 -m needs_cuda tests/test_cuda_decode.py;) \
 	$(if $(call HAS,av$(comma) nvidia.dali$(comma) cv2),step 90 $(GPU_PYTHON) -m bench.bench_routes --device cuda --results $(RESULTS);) \
-	$(if $(call HAS,av$(comma) nvidia.dali),step 60 $(GPU_PYTHON) -m bench.bench_train_loader --device cuda --clips 2000 --results $(RESULTS);) \
+	$(if $(call HAS,av$(comma) nvidia.dali$(comma) cv2),step 60 $(GPU_PYTHON) -m bench.bench_train_loader --device cuda --clips 2000 --results $(RESULTS);) \
 	exit $$status
 
 clean:
