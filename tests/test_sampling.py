@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -316,6 +316,7 @@ CLAIMS = st.lists(st.floats(0, 1e12), min_size=1, max_size=30, unique=True).map(
     stride_s=st.sampled_from([None, 0.001, 0.5, 1e9]),
     target_fps=st.sampled_from([None, 30.0, 1000.0]),
 )
+@example(times_s=np.array([0.0, 2e-132, 1e-45, 7e-31, 8388608.0, 8388610.0]), stride_s=0.001, target_fps=None)
 def test_plans_are_bounded_by_the_frames_that_exist(
     times_s: NDArray[np.float64], stride_s: float | None, target_fps: float | None
 ) -> None:

@@ -83,6 +83,7 @@ def stride_starts(times_s: Float64, end_s: float, stride_s: float) -> Int64:
     # From the frames to the moments: a file may claim any time, but it holds only so many frames.
     number = np.maximum(np.ceil((times_s - times_s[0] - 1e-9) / stride_s), 0)  # of the first moment at or after each
     on_screen = times_s[0] + number * stride_s + 1e-9 < np.append(times_s[1:], max(end_s, times_s[-1] + 2e-9))
+    on_screen[0] |= not on_screen.any()  # so large a time that a frame's duration is lost beside it
     starts = np.flatnonzero(on_screen)
     if len(starts) > 1 and np.median(np.diff(starts)) >= FRAME_INTERVAL:
         starts = FRAME_INTERVAL * ((starts + FRAME_INTERVAL // 2) // FRAME_INTERVAL)
