@@ -203,8 +203,8 @@ def tasks_of(
 def network_tasks(architectures: Iterable[int], dtypes: Sequence[str], *, quick: bool = False) -> list[Task]:
     """Return the compilations of networks of both kinds of blocks with the tiles that they would use, each once.
 
-    quick: of float16 and float32, which networks seldom run in, only the first and the last shape of every kernel, for
-    the oldest and the newest kind of matrix instruction in use.
+    quick: all shapes of bfloat16 for the oldest GPUs in use and for Hopper (sm_80, sm_90); for others, and of float16
+    and float32, which networks seldom run in, only the first and the last shape of every kernel.
     """
     tasks: dict[tuple[int, Source], Task] = {}
     for architecture in architectures:
@@ -215,8 +215,9 @@ def network_tasks(architectures: Iterable[int], dtypes: Sequence[str], *, quick:
                 for problem in network_problems(architecture, DTYPES[dtype], depth=depth)
             }
             chosen = [*problems.values(), *squeeze_problems(architecture, DTYPES[dtype])]
-            if quick and dtype != "bf16":
-                chosen = _first_and_last(chosen) if architecture in (80, 90) else []
+            in_use = architecture in (80, 90)
+            if quick and (dtype != "bf16" or not in_use):
+                chosen = _first_and_last(chosen) if dtype == "bf16" or in_use else []
             if dtype == dtypes[0]:  # bytes, whatever the network's is
                 chosen += frame_problems(architecture)
             for task in tasks_of(chosen, architecture, dtype, lambda problem: [best_config(problem)]):
