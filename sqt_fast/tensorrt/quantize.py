@@ -28,8 +28,8 @@ from sqt_fast.network.parity import QUANTISED_LIMITS, Limits, normalised
 log = logging.getLogger(__name__)
 
 INSTALL = "pip install 'sqt-fast[quantize]'"
-# A range is as large as the largest value. On 32 clips that the weights motions were not calibrated with, int8 had a
-# mean cosine of 0.9998, the worst 0.9995; by entropy, which took minutes more, 0.9976 and 0.9607.
+# A range is as large as the largest value. On 32 clips that earlier motions weights were not calibrated with, int8 had
+# a mean cosine of 0.9998, the worst 0.9995; by entropy, which took minutes more, 0.9976 and 0.9607.
 METHOD = "max"
 # What multiplies. With sums and products of feature maps rounded too, those were 0.9996 and 0.9982.
 QUANTISED_OPERATIONS = ("Conv", "Gemm", "MatMul")
