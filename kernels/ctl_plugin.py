@@ -11,6 +11,7 @@ Source: the spatial branch of the release's CTL, batch norm folded.
 """
 
 import functools
+import hashlib
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -122,8 +123,6 @@ def without_scratch(ptx: str, name: str, *, keep: int) -> str:
 
 def digest(capability: int) -> str:
     """Return what tells the plugin's code from another version's: part of what tells engines apart."""
-    import hashlib
-
     texts = [
         compiled(dtype, relu=relu, tactic=tactic + 1, capability=capability).ptx
         for dtype in DTYPES.values()

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sqt_fast.errors import BackendError
 from sqt_fast.network.backends import load_backend
-from sqt_fast.network.graphed import GraphRunner
+from sqt_fast.network.graph_runner import GraphRunner
 from sqt_fast.network.model import ModelConfig, SqueezeTime
 from sqt_fast.network.onnx_export import ExportConfig, network_sha256
 from sqt_fast.tensorrt import engine_runner
@@ -27,7 +27,7 @@ from sqt_fast.tensorrt.engine_runner import (
 )
 from sqt_fast.tensorrt.tensorrt_library import FLAVOURS
 from tests.fake_tensorrt import FakeTensorRT, sums
-from tests.test_graphed import FakeCuda, on_a_gpu
+from tests.test_graph_runner import FakeCuda, on_a_gpu
 
 GPU = Gpu("NVIDIA H200", "9.0", 132)
 REBUILD = "sqt-fast build-engine --weights tiny --force"

@@ -4,6 +4,8 @@ The builder is TensorRT-RTX, which is really here; what runs engines is not, for
 """
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,10 +15,11 @@ import torch
 from torch import Tensor
 
 from sqt_fast.errors import BackendError, ConfigError, OutputError, ParityError
+from sqt_fast.kernels import ctl_plugin
 from sqt_fast.network.model import SqueezeTime
 from sqt_fast.network.onnx_export import ExportConfig, ExportedNetwork, network_sha256
 from sqt_fast.network.parity import compare
-from sqt_fast.tensorrt import engine_cache, engines, exports
+from sqt_fast.tensorrt import engines, exports, plugin_graph
 from sqt_fast.tensorrt.engine_build import Plan
 from sqt_fast.tensorrt.engine_cache import Engine, Gpu, engines_folder, engines_in, read_engine, sidecar_of
 from sqt_fast.tensorrt.engine_config import Batches, EngineConfig
@@ -26,6 +29,7 @@ from sqt_fast.tensorrt.validation import Validation
 from tests.exports import SIZE, ExportedOnce
 
 CONFIG = EngineConfig("rtx", ExportConfig(SIZE, "fp16"), Batches(1, 2, 4))
+ROOT = Path(__file__).parents[1]
 GPU = Gpu("NVIDIA L40", "8.9", 142)
 
 
@@ -174,9 +178,9 @@ def test_the_frontend_and_the_plugin_that_were_asked_for(
     monkeypatch.setattr(engines, "load_library", lambda flavour: load_library(CONFIG.of_flavour))
     monkeypatch.setattr(Gpu, "of", lambda device: GPU)
     monkeypatch.setattr(engines, "build_with_torch", by_torch)
-    monkeypatch.setattr(engines, "put_plugin", lambda path: seen.append("put"))
-    monkeypatch.setattr(engines, "make_known", lambda library, capability: seen.append(capability))
-    monkeypatch.setattr(engine_cache, "digest", lambda capability: f"code for {capability}")
+    monkeypatch.setattr(plugin_graph, "put_plugin", lambda path: seen.append("put"))
+    monkeypatch.setattr(plugin_graph, "make_known", lambda library, capability: seen.append(capability))
+    monkeypatch.setattr(ctl_plugin, "digest", lambda capability: f"code for {capability}")
     plain = replace(CONFIG, flavour="tensorrt")
     keys, plugins = set(), []
     for config in (plain, replace(plain, frontend="torch"), replace(plain, plugin="ctl")):
@@ -188,6 +192,27 @@ def test_the_frontend_and_the_plugin_that_were_asked_for(
     assert len(keys) == 3
     assert seen == [("torch", CONFIG.export, "cuda"), "put", 89]
     assert [config.plugin for config in built] == ["none", "ctl"]
+
+
+def test_only_the_plugin_needs_triton(
+    tiny_weights: tuple[str, str], built: list[EngineConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a process that has none, all else can be imported."""
+    code = """if True:
+        import sys
+        sys.modules["triton"] = None
+        from sqt_fast.commands import engine_commands
+        from sqt_fast.tensorrt import engine_runner, engines, quantize, torch_frontend, validation
+        print(engine_runner.tensorrt_why_not("cpu", None))"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert (done.stderr, done.stdout) == ("", "TensorRT needs an NVIDIA GPU (--device cuda)\n")
+    for name in ("sqt_fast.kernels.ctl_plugin", "sqt_fast.tensorrt.plugin_graph"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setitem(sys.modules, "triton", None)
+    monkeypatch.setattr(engines, "load_library", lambda flavour: load_library(CONFIG.of_flavour))
+    monkeypatch.setattr(Gpu, "of", lambda device: GPU)
+    with pytest.raises(BackendError, match=r"plugin ctl: triton is not installed \(pip install 'sqt-fast\[tensorrt\]"):
+        build(request(tiny_weights, config=replace(CONFIG, flavour="tensorrt", plugin="ctl")))
 
 
 def test_tensorrt_itself_builds_on_a_gpu_alone(

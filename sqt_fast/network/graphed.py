@@ -1,21 +1,12 @@
-"""The network on our own kernels, captured as a CUDA graph for every shape of batch: the triton backend.
-
-A graph replays some hundred launches as one: without it, a small batch waits for Python most of the time.
-"""
-
-import threading
-from collections import OrderedDict
-from typing import Any, Protocol
+"""The triton backend: the network on our own kernels, as CUDA graphs."""
 
 import torch
 import triton
-from torch import Tensor
 
 from sqt_fast.network.fused import FusedNetwork, why_not_network
+from sqt_fast.network.graph_runner import GraphRunner
 from sqt_fast.network.model import SqueezeTime
 
-# Graphs kept. They share one pool of memory, for one at a time is replayed; each has inputs and outputs of its own.
-MAX_GRAPHS = 4
 OLDEST_CAPABILITY = (8, 0)
 
 
@@ -30,77 +21,6 @@ def why_not(device: str, model: SqueezeTime | None = None) -> str | None:
         name, have = torch.cuda.get_device_name(device), "{}.{}".format(*capability)
         return f"the kernels need compute capability 8.0 (Ampere) or newer, {name} has {have}"
     return None if model is None else why_not_network(model)
-
-
-class Capturable(Protocol):
-    """What can be captured: clips of this dtype and layout -> logits and embeddings, on the current stream alone."""
-
-    dtype: torch.dtype
-    memory_format: torch.memory_format
-
-    def __call__(self, clips: Tensor) -> tuple[Tensor, Tensor]: ...
-
-
-class GraphRunner:
-    """A network that replays CUDA graphs. On a CPU, where kernels are interpreted, it is the network as it is.
-
-    Threads may share it: one batch at a time is run, for all graphs use the same memory.
-    """
-
-    def __init__(self, net: Capturable) -> None:
-        self.net = net
-        self._graphs: OrderedDict[torch.Size, _Captured] = OrderedDict()
-        self._pool: Any = None
-        self._lock = threading.Lock()
-
-    @torch.no_grad()
-    def __call__(self, clips: Tensor) -> tuple[Tensor, Tensor]:
-        """clips: (B, 48, H, W) of the network's dtype, on its device.
-
-        Returns logits (B, K) and embeddings (B, C), float32, there. Nothing waits for the GPU, but for the first batch
-        of a shape.
-        """
-        if clips.device.type != "cuda":
-            return self.net(clips)
-        with self._lock:
-            if (captured := self._graphs.pop(clips.shape, None)) is None:
-                if len(self._graphs) == MAX_GRAPHS:
-                    self._graphs.popitem(last=False)
-                captured = _Captured(self.net, clips, self._pool)
-                self._pool = captured.graph.pool()
-            self._graphs[clips.shape] = captured  # the newest last
-            return captured(clips)
-
-    def clear(self) -> None:
-        """Let go of all graphs and their memory; they are captured again when they are needed."""
-        with self._lock:
-            self._graphs.clear()
-            self._pool = None
-            if (clear := getattr(self.net, "clear", None)) is not None:
-                clear()
-
-
-class _Captured:
-    """One shape of batch as a CUDA graph, with the memory that it reads and writes."""
-
-    def __init__(self, net: Capturable, clips: Tensor, pool: Any) -> None:
-        self.clips = torch.zeros_like(clips, dtype=net.dtype, memory_format=net.memory_format)
-        with torch.cuda.device(clips.device):
-            stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
-                net(self.clips)  # kernels are compiled, position embeddings stretched: neither can be captured
-            torch.cuda.current_stream().wait_stream(stream)
-            self.graph = torch.cuda.CUDAGraph()
-            # Decoders' threads may ask for pinned memory meanwhile, which only a capture of this thread alone allows.
-            with torch.cuda.graph(self.graph, pool=pool, capture_error_mode="thread_local"):
-                self.logits, self.embeddings = net(self.clips)
-
-    def __call__(self, clips: Tensor) -> tuple[Tensor, Tensor]:
-        """Run the graph. What it returns is the caller's: the next run does not touch it."""
-        self.clips.copy_(clips)
-        self.graph.replay()
-        return self.logits.clone(), self.embeddings.clone()
 
 
 def graphed_network(model: SqueezeTime, *, device: str, dtype: torch.dtype) -> GraphRunner:

@@ -19,7 +19,6 @@ import torch
 
 from sqt_fast.errors import BackendError, OutputError, system_reason
 from sqt_fast.files import cache_folder, file_sha256, replace_file
-from sqt_fast.kernels.ctl_plugin import digest
 from sqt_fast.tensorrt.engine_build import Plan
 from sqt_fast.tensorrt.engine_config import EngineConfig
 from sqt_fast.tensorrt.tensorrt_library import FLAVOURS, is_older
@@ -108,13 +107,18 @@ def engines_folder() -> Path:
 
 
 def identity_of(
-    config: EngineConfig, *, onnx_sha256: str, network_sha256: str, library_version: str, gpu: Gpu | None
+    config: EngineConfig,
+    *,
+    onnx_sha256: str,
+    network_sha256: str,
+    library_version: str,
+    gpu: Gpu | None,
+    plugin_sha256: str | None = None,
 ) -> dict[str, Any]:
     """Return everything that makes an engine this engine, in plain values, as JSON would give them back.
 
-    gpu: what it is built on; of it counts what ``config.hardware`` says.
+    gpu: what it is built on; of it counts what ``config.hardware`` says. plugin_sha256: of the code that goes into it.
     """
-    plugin = None if config.plugin == "none" or gpu is None else digest(gpu.number)
     parts = {"none": ("name", "capability", "num_sms"), "same-capability": ("capability",), "ampere-plus": ()}
     wanted = parts[config.hardware] if config.of_flavour.needs_gpu else ()
     facts = {} if gpu is None else {name: each for name, each in asdict(gpu).items() if name in wanted}
@@ -124,7 +128,7 @@ def identity_of(
         "network_sha256": network_sha256,
         "library_version": library_version,
         "gpu": facts,
-        "plugin_sha256": plugin,
+        "plugin_sha256": plugin_sha256,
     }
 
 

@@ -1,8 +1,8 @@
 """Engines at work: the tensorrt and tensorrt-rtx backends.
 
-An engine is called through ``graphed.GraphRunner``, a CUDA graph for every size of batch. Each graph has an execution
-context of its own, for a graph holds the state of its context; all contexts share one piece of memory, for one graph at
-a time is replayed. Clips, results and that memory are torch's.
+An engine is called through ``graph_runner.GraphRunner``, a CUDA graph for every size of batch. Each graph has an
+execution context of its own, for a graph holds the state of its context; all contexts share one piece of memory, for
+one graph at a time is replayed. Clips, results and that memory are torch's.
 """
 
 import threading
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sqt_fast.errors import BackendError
 from sqt_fast.network.backends import DTYPES
-from sqt_fast.network.graphed import GraphRunner
+from sqt_fast.network.graph_runner import GraphRunner
 from sqt_fast.network.model import SqueezeTime
 from sqt_fast.network.onnx_export import INPUT_NAME, OUTPUT_NAMES, ExportConfig, network_sha256
 from sqt_fast.tensorrt.engine_cache import Engine, Gpu, again, engines_folder, engines_in, objections, refuse

@@ -34,7 +34,6 @@ from sqt_fast.tensorrt.engine_cache import (
 from sqt_fast.tensorrt.engine_config import Batches, EngineConfig
 from sqt_fast.tensorrt.engine_runner import EngineNetwork
 from sqt_fast.tensorrt.exports import Exported, Exports, Say, keep
-from sqt_fast.tensorrt.plugin_graph import make_known, put_plugin
 from sqt_fast.tensorrt.quantize import Calibration, check_calibration
 from sqt_fast.tensorrt.tensorrt_library import FLAVOURS, load_library
 from sqt_fast.tensorrt.torch_frontend import build_with_torch
@@ -124,21 +123,21 @@ def build_engine(request: Request, say: Say, progress: Progress, *, dry_run: boo
         )
         if request.keep_onnx is not None:
             keep(exported.path, request.keep_onnx)
-        if request.config.plugin != "none":
-            put_plugin(exported.path)
+        plugin_sha256 = None if request.config.plugin == "none" else _put_plugin(exported.path, library, gpu)
         identity = identity_of(
             request.config,
             onnx_sha256=file_sha256(exported.path),
             network_sha256=network_sha256(exported.weights.model),
             library_version=library.__version__,
             gpu=gpu,
+            plugin_sha256=plugin_sha256,
         )
         path = request.output or path_in_cache(request.weights, identity)
         found, reason = _existing(path, identity, library.__version__, gpu, force=request.force)
         if found is not None or dry_run:
             return Outcome(path, built=False, why=reason, engine=found, onnx=exported.parity)
         say(f"building: {reason}")
-        plan = _build(request, exported, library, gpu, progress)
+        plan = _build(request, exported, progress)
     named = request.weights == RANDOM or request.weights in PUBLISHED
     weights = request.weights if named else str(Path(request.weights).absolute())  # engines are checked from anywhere
     output = None if request.output is None else request.output.absolute()
@@ -168,13 +167,25 @@ def build_engine(request: Request, say: Say, progress: Progress, *, dry_run: boo
     return Outcome(path, True, reason, install(plan, path, identity, about), exported.parity, validation)
 
 
-def _build(request: Request, exported: Exported, library: Any, gpu: Gpu | None, progress: Progress) -> Plan:
+def _put_plugin(path: Path, library: Any, gpu: Gpu | None) -> str | None:
+    """Put our kernel into an exported network, and return the hash of its code for a GPU, which then knows it."""
+    try:  # it needs Triton, which nothing else here does
+        from sqt_fast.kernels.ctl_plugin import digest
+        from sqt_fast.tensorrt.plugin_graph import make_known, put_plugin
+    except ModuleNotFoundError as error:
+        raise BackendError(f"plugin ctl: {error.name} is not installed (pip install 'sqt-fast[tensorrt]')") from error
+    put_plugin(path)
+    if gpu is None:
+        return None
+    make_known(library, gpu.number)
+    return digest(gpu.number)
+
+
+def _build(request: Request, exported: Exported, progress: Progress) -> Plan:
     """Build by the frontend that was asked for."""
     if request.config.frontend == "torch":
         network = ExportedNetwork(exported.weights.model, request.config.export)
         return build_with_torch(request.config, network, "cuda")
-    if request.config.plugin != "none" and gpu is not None:
-        make_known(library, gpu.number)
     timing_cache = engines_folder() / f"timing-{request.config.flavour}.cache" if request.timing_cache else None
     return build_plan(request.config, exported.path, progress, timing_cache=timing_cache)
 
