@@ -28,9 +28,14 @@ class ExportedOnce:
         return network, path
 
     def write(self, network: ExportedNetwork, path: Path, *, max_batch: int, about: dict[str, str]) -> None:
-        """Do as ``export_onnx``, but for the metadata, which are those of the first."""
+        """Do as ``export_onnx``."""
+        import onnx
+
         key = network.config, network_sha256(network.net)
         if key not in self.files:
-            export_onnx(network, path, max_batch=max_batch, about=about)
+            export_onnx(network, path, max_batch=max_batch, about={})
             self.files[key] = path.read_bytes()
-        path.write_bytes(self.files[key])
+        proto = onnx.load_model_from_string(self.files[key])
+        for name, text in about.items():
+            proto.metadata_props.add(key=name, value=text)
+        path.write_bytes(proto.SerializeToString(deterministic=True))
