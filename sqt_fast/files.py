@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from sqt_fast.errors import OutputError, system_reason
+
 log = logging.getLogger(__name__)
 
 
@@ -25,6 +27,15 @@ def replace_file(path: Path, write: Callable[[IO[bytes]], object]) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
         sync_folder(path.parent)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Turn what writing ``path`` raises into an OutputError that names it."""
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written ({system_reason(error)}); choose another place") from None
 
 
 @contextmanager

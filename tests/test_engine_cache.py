@@ -27,12 +27,11 @@ from sqt_fast.tensorrt.engine_cache import (
     objections,
     path_in_cache,
     read_engine,
-    rebuild_command,
     refuse,
     remove,
     sidecar_of,
 )
-from sqt_fast.tensorrt.engine_config import Batches, EngineConfig
+from sqt_fast.tensorrt.engine_config import Batches, EngineConfig, rebuild_command
 
 VERSION = "11.4.0.106"
 H200 = Gpu("NVIDIA H200", "9.0", 132)

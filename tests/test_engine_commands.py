@@ -21,8 +21,8 @@ from sqt_fast.network.onnx_export import ExportConfig
 from sqt_fast.network.parity import compare
 from sqt_fast.tensorrt import engine_cache, engines, exports
 from sqt_fast.tensorrt.engine_build import Plan
-from sqt_fast.tensorrt.engine_cache import engines_folder, read_engine, rebuild_command, sidecar_of
-from sqt_fast.tensorrt.engine_config import Batches, EngineConfig
+from sqt_fast.tensorrt.engine_cache import engines_folder, read_engine, sidecar_of
+from sqt_fast.tensorrt.engine_config import Batches, EngineConfig, rebuild_command
 from sqt_fast.tensorrt.engines import Outcome, Request
 from sqt_fast.tensorrt.tensorrt_library import FLAVOURS
 from tests import command_line

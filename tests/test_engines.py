@@ -23,7 +23,7 @@ from sqt_fast.tensorrt import engines, exports, plugin_graph
 from sqt_fast.tensorrt.engine_build import Plan
 from sqt_fast.tensorrt.engine_cache import Engine, Gpu, engines_folder, engines_in, read_engine, sidecar_of
 from sqt_fast.tensorrt.engine_config import Batches, EngineConfig
-from sqt_fast.tensorrt.engines import Outcome, Request, build_engine, check_engine, exported_as, useless
+from sqt_fast.tensorrt.engines import Outcome, Request, build_engine, check_engine, useless
 from sqt_fast.tensorrt.tensorrt_library import load_library
 from sqt_fast.tensorrt.validation import Validation
 from tests.exports import SIZE, ExportedOnce
@@ -77,7 +77,7 @@ def test_an_engine_is_built_installed_and_found_again(tiny_weights: tuple[str, s
     assert engine.about["validation"] is None
     assert engine.identity["network_sha256"] == network_sha256(tiny_model)
     assert engine.about["rebuild"] == f"{CONFIG.command(tiny_weights[0])} --force"
-    assert exported_as(engine) == CONFIG.export
+    assert engine.export == CONFIG.export
     assert said[0] == "exporting to ONNX"
     assert said[1].startswith("exported, and in ONNX Runtime: error ")
     assert said[2] == f"building: {outcome.path}, where there is none yet"
@@ -307,6 +307,19 @@ def test_an_engine_can_be_checked_later(
     with pytest.raises(ParityError, match=f"engine {path} does not give what the network gives: batch 1"):
         check_engine(path, clips=2)
     assert read_engine(path).state == "gives other results than the network"
+
+
+@pytest.mark.usefixtures("running")
+def test_a_check_that_cannot_be_kept_is_one_line(
+    tiny_weights: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(engine: Engine) -> None:
+        raise OSError(28, "No space left on device")
+
+    path = build(request(tiny_weights, clips=0)).path
+    monkeypatch.setattr(engines, "write_sidecar", full)
+    with pytest.raises(OutputError, match=r"\.engine: cannot be written \(no space left on device\)"):
+        check_engine(path, clips=2)
 
 
 # -- checking and pruning without one ---------------------------------------------------------------------------------

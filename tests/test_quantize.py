@@ -18,13 +18,12 @@ from sqt_fast.errors import BackendError, ConfigError, ParityError
 from sqt_fast.network.backends import load_network
 from sqt_fast.network.model import CTL, SqueezeTime
 from sqt_fast.network.onnx_export import ExportConfig, ExportedNetwork, export_onnx
-from sqt_fast.network.parity import QUANTISED_LIMITS, Limits, Parity, drawn_clips, onnx_parity
+from sqt_fast.network.parity import QUANTISED_LIMITS, Limits, Parity, as_given, drawn_clips, onnx_parity
 from sqt_fast.tensorrt.engine_config import Batches, EngineConfig
 from sqt_fast.tensorrt.engines import Request, build_engine
 from sqt_fast.tensorrt.exports import Exports
 from sqt_fast.tensorrt.quantize import (
     Calibration,
-    as_given,
     check_calibration,
     gates,
     load_modelopt,

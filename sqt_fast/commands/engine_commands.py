@@ -248,12 +248,12 @@ def check(paths: tuple[Path, ...], clips: int, videos: tuple[str, ...]) -> None:
     Where there is a GPU they are run beside PyTorch, and what comes of it is kept.
     """
     from sqt_fast.network.parity import drawn_clips
-    from sqt_fast.tensorrt.engine_cache import engines_folder
+    from sqt_fast.tensorrt.engine_cache import engine_paths, engines_folder
     from sqt_fast.tensorrt.engines import check_engine
 
     prepare_process()
     failures = []
-    for path in paths or sorted(engines_folder().glob("*.engine")):
+    for path in paths or engine_paths(engines_folder()):
         try:
             record = partial(_clips_for, path, videos) if videos else drawn_clips
             engine, validation = check_engine(path, clips=clips, record=record)

@@ -20,10 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sqt_fast.errors import BackendError, ConfigError, OutputError, first_line, system_reason
-from sqt_fast.files import replace_file
+from sqt_fast.errors import BackendError, ConfigError, first_line
+from sqt_fast.files import naming, replace_file
 from sqt_fast.kernels.ctl import position_reference
-from sqt_fast.kernels.squeeze_host import MEAN, STD
+from sqt_fast.kernels.squeeze_host import MEAN, STD, mean_and_std
 from sqt_fast.network.backends import DTYPES
 from sqt_fast.network.fold import fold
 from sqt_fast.network.model import ObjectInteraction, SqueezeTime
@@ -119,8 +119,7 @@ class ExportedNetwork(nn.Module):
             raise ConfigError("these weights hold no classifier, so there is nothing to label with: choose others")
         self.config = config
         self.net = _placed(fold(model), config.size)
-        per_colour = model.config.input_channels // 3
-        mean, std = (torch.tensor(each, dtype=torch.float64).repeat_interleave(per_colour) for each in (MEAN, STD))
+        mean, std = mean_and_std(model.config.input_channels // 3, dtype=torch.float64)
         self.register_buffer("scale", (1 / std).float()[:, None, None])
         self.register_buffer("shift", (-mean / std).float()[:, None, None])
         self.net.to(config.body_dtype)
@@ -205,10 +204,8 @@ def export_onnx(network: ExportedNetwork, path: Path, *, max_batch: int, about: 
     for name, text in ({"preprocessing": json.dumps(preprocessing(config, channels))} | about).items():
         proto.metadata_props.add(key=name, value=text)
     _forget_sources(proto)
-    try:
+    with naming(path):
         replace_file(path, lambda file: file.write(proto.SerializeToString(deterministic=True)))
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written ({system_reason(error)}); choose another place") from None
 
 
 def preprocessing(config: ExportConfig, channels: int) -> dict[str, Any]:

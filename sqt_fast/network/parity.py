@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sqt_fast.errors import BackendError, ConfigError, first_line
-from sqt_fast.kernels.squeeze_host import MEAN, STD
+from sqt_fast.kernels.squeeze_host import mean_and_std
 from sqt_fast.network.eager import eager_network
 from sqt_fast.network.fold import fold
 from sqt_fast.network.model import SqueezeTime
@@ -122,8 +122,13 @@ def drawn_clips(count: int, size: int) -> Tensor:
 
 def normalised(clips: Tensor) -> Tensor:
     """Return clips (B, 3 * T, H, W) uint8 as the network takes them, float64."""
-    mean, std = (torch.tensor(each, dtype=torch.float64).repeat_interleave(clips.shape[1] // 3) for each in (MEAN, STD))
+    mean, std = mean_and_std(clips.shape[1] // 3, dtype=torch.float64)
     return (clips.double() - mean[:, None, None]) / std[:, None, None]
+
+
+def as_given(clips: Tensor, config: ExportConfig) -> Tensor:
+    """Return clips (N, 48, S, S) uint8 as a network that was exported with ``config`` takes them."""
+    return clips if config.input == "uint8" else normalised(clips).to(config.dtype)
 
 
 @torch.no_grad()
@@ -154,14 +159,13 @@ def onnx_parity(
     clips: (B, 48, S, S) uint8. A quantised file is run as it is written, for what ONNX Runtime would make of it for a
     CPU says nothing of an engine. Raises BackendError where ONNX Runtime is missing or fails.
     """
-    dtype = config.dtype
-    if dtype == torch.bfloat16:
+    if config.dtype == torch.bfloat16:
         return None
     if find_spec("onnxruntime") is None:
         raise BackendError("checking the exported network: onnxruntime is not installed (pip install 'sqt-fast[onnx]')")
     import onnxruntime
 
-    given = clips if config.input == "uint8" else normalised(clips).to(dtype)
+    given = as_given(clips, config)
     try:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3

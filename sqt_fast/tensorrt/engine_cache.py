@@ -8,7 +8,6 @@ them.
 import hashlib
 import json
 import re
-import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -17,10 +16,11 @@ from typing import Any
 
 import torch
 
-from sqt_fast.errors import BackendError, OutputError, system_reason
-from sqt_fast.files import cache_folder, file_sha256, replace_file
+from sqt_fast.errors import BackendError, system_reason
+from sqt_fast.files import cache_folder, file_sha256, naming, replace_file
+from sqt_fast.network.onnx_export import ExportConfig
 from sqt_fast.tensorrt.engine_build import Plan
-from sqt_fast.tensorrt.engine_config import EngineConfig
+from sqt_fast.tensorrt.engine_config import Batches, EngineConfig
 from sqt_fast.tensorrt.tensorrt_library import FLAVOURS, is_older
 from sqt_fast.versions import driver_version
 
@@ -84,13 +84,28 @@ class Engine:
         return identity
 
     @property
+    def export(self) -> ExportConfig:
+        """How its network was exported."""
+        return ExportConfig(self.identity["size"], self.identity["precision"], self.identity["input"])
+
+    @property
+    def batches(self) -> Batches:
+        """How many clips it takes at once."""
+        return Batches(*self.identity["batches"])
+
+    @property
+    def title(self) -> str:
+        """What the library is called that built it."""
+        flavour = self.identity["flavour"]
+        return FLAVOURS[flavour].title if flavour in FLAVOURS else flavour
+
+    @property
     def in_words(self) -> str:
         """What it is, on a line."""
         it = self.identity
-        title = FLAVOURS[it["flavour"]].title if it["flavour"] in FLAVOURS else it["flavour"]
-        clips = f"{':'.join(map(str, it['batches']))} {it['input']} clips of {it['size']}x{it['size']}"
+        clips = f"{self.batches} {it['input']} clips of {it['size']}x{it['size']}"
         gpu = it["gpu"].get("name") or it["gpu"].get("capability") or "any GPU that it knows"
-        return f"{it['precision']}, {clips}, {title} {it['library_version']}, {gpu}"
+        return f"{it['precision']}, {clips}, {self.title} {it['library_version']}, {gpu}"
 
     @property
     def state(self) -> str:
@@ -171,7 +186,7 @@ def install(plan: Plan, path: Path, identity: Mapping[str, Any], about: Mapping[
         **about,
     }
     engine = Engine(path, said)
-    try:
+    with naming(path):
         if path.parent == engines_folder():
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             path.parent.chmod(0o700)
@@ -181,8 +196,6 @@ def install(plan: Plan, path: Path, identity: Mapping[str, Any], about: Mapping[
         except OSError:
             remove(path)
             raise
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written ({system_reason(error)}); choose another place") from None
     return engine
 
 
@@ -238,8 +251,7 @@ def objections(
         reasons.append(f"it cannot be read ({system_reason(error)})")
     if key_of(identity) != engine.about["key"]:
         reasons.append("what its sidecar says of it was edited")
-    built = identity.get("library_version", "?")
-    title = FLAVOURS[identity["flavour"]].title if identity.get("flavour") in FLAVOURS else "?"
+    built, title = identity["library_version"], engine.title
     if identity.get("version_compatible"):
         if is_older(library_version, built):
             reasons.append(
@@ -249,10 +261,10 @@ def objections(
         reasons.append(f"it was built with {title} {built}, this is {library_version}")
     here = {} if gpu is None else asdict(gpu)
     names = {"name": "GPU", "capability": "compute capability", "num_sms": "number of multiprocessors"}
-    for name, value in identity.get("gpu", {}).items():
+    for name, value in identity["gpu"].items():
         if here.get(name) != value:
             reasons.append(f"it was built for {names.get(name, name)} {value}, this is {here.get(name, 'none')}")
-    if network_sha256 is not None and identity.get("network_sha256") != network_sha256:
+    if network_sha256 is not None and identity["network_sha256"] != network_sha256:
         reasons.append("it was built from other weights")
     return reasons
 
@@ -268,15 +280,14 @@ def again(about: Mapping[str, Any]) -> str:
     return f"build it again: {about['rebuild']}"
 
 
-def rebuild_command(config: EngineConfig, weights: str, output: Path | None, calibration: str = "") -> str:
-    """Return the command that builds an engine again. calibration: the options of a quantised one."""
-    command = " ".join([config.command(shlex.quote(weights)), *([calibration] if calibration else [])])
-    return f"{command} --force" if output is None else f"{command} -o {shlex.quote(str(output))} --force"
+def engine_paths(folder: Path) -> list[Path]:
+    """Return the engines in a folder, by name."""
+    return sorted(folder.glob(f"*{SUFFIX}"))
 
 
 def engines_in(folder: Path) -> Iterator[Engine | BackendError]:
     """Yield the engines in a folder, by name, and what is wrong with those that cannot be described."""
-    for path in sorted(folder.glob(f"*{SUFFIX}")):
+    for path in engine_paths(folder):
         try:
             yield read_engine(path)
         except BackendError as error:

@@ -1,7 +1,9 @@
 """What an engine is asked to be: frozen, checked once, and part of what tells it from all others."""
 
 import re
+import shlex
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from sqt_fast.errors import ConfigError
@@ -105,3 +107,9 @@ class EngineConfig:
         }
         words += [option for option, wanted in options.items() if wanted]
         return " ".join([*words, *(f"--capability {each}" for each in self.capabilities)])
+
+
+def rebuild_command(config: EngineConfig, weights: str, output: Path | None, calibration: str = "") -> str:
+    """Return the command that builds an engine again. calibration: the options of a quantised one."""
+    command = " ".join([config.command(shlex.quote(weights)), *([calibration] if calibration else [])])
+    return f"{command} --force" if output is None else f"{command} -o {shlex.quote(str(output))} --force"

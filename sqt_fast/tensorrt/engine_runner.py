@@ -17,7 +17,7 @@ from sqt_fast.errors import BackendError
 from sqt_fast.network.backends import DTYPES
 from sqt_fast.network.graph_runner import GraphRunner
 from sqt_fast.network.model import SqueezeTime
-from sqt_fast.network.onnx_export import INPUT_NAME, OUTPUT_NAMES, ExportConfig, network_sha256
+from sqt_fast.network.onnx_export import INPUT_NAME, OUTPUT_NAMES, network_sha256
 from sqt_fast.tensorrt.engine_cache import Engine, Gpu, again, engines_folder, engines_in, objections, refuse
 from sqt_fast.tensorrt.tensorrt_library import FLAVOURS, Flavour, hear, load_library, why
 
@@ -49,8 +49,7 @@ class EngineNetwork:
         least, _, most = self.cuda_engine.get_tensor_profile_shape(self.clips_name, 0)
         self.least, self.most, self.sample = int(least[0]), int(most[0]), tuple(int(side) for side in most[1:])
         self.widths = {name: int(self.cuda_engine.get_tensor_shape(self.names[name])[1]) for name in OUTPUT_NAMES}
-        identity = engine.identity
-        self.dtype = ExportConfig(identity["size"], identity["precision"], identity["input"]).input_dtype
+        self.dtype = engine.export.input_dtype
         size = int(self.cuda_engine.get_device_memory_size_for_profile_v2(0))
         self._scratch = torch.empty(max(size, MIN_SCRATCH_BYTES), dtype=torch.uint8, device=device)
         self._contexts: dict[int, Any] = {}
@@ -132,23 +131,18 @@ class EngineBackend:
             "input": "normalised",
             "flavour": self.flavour.name,
         }
-        fitting = sorted((e for e in engines_in(engines_folder()) if _fits(e, wanted)), key=partial(_distance, batch))
-        gpu = Gpu.of(self.device)
-        against: dict[int, list[str]] = {}
-        for place, engine in enumerate(fitting):
-            assert isinstance(engine, Engine)
-            against[place] = objections(engine, library_version=library_version, gpu=gpu)
-            validation = engine.about["validation"]
-            if not against[place] and not (validation or {}).get("holds"):
+        found = [each for each in engines_in(engines_folder()) if isinstance(each, Engine) and _fits(each, wanted)]
+        gpu, refused = Gpu.of(self.device), []
+        for engine in sorted(found, key=partial(_distance, batch)):
+            reasons = objections(engine, library_version=library_version, gpu=gpu)
+            if not reasons and not (engine.about["validation"] or {}).get("holds"):
                 check = f"sqt-fast engines check {engine.path}"
-                against[place] = [f"it was not found to give what the network gives ({check} looks)"]
-            if not against[place]:
+                reasons = [f"it was not found to give what the network gives ({check} looks)"]
+            if not reasons:
                 return engine
-        if against:
-            fewest = min(against, key=lambda place: len(against[place]))
-            engine = fitting[fewest]
-            assert isinstance(engine, Engine)
-            refuse(engine, against[fewest])
+            refused.append((engine, reasons))
+        if refused:
+            refuse(*min(refused, key=lambda each: len(each[1])))
         raise BackendError(
             f"no engine was built for these weights, {self.precision} and {size}x{size} pixels: sqt-fast build-engine "
             f"--flavour {self.flavour.name} --precision {self.precision} --size {size} --weights (the same)"
@@ -160,14 +154,13 @@ class EngineBackend:
             self._runners.clear()
 
 
-def _fits(engine: Engine | BackendError, wanted: Mapping[str, Any]) -> bool:
-    return isinstance(engine, Engine) and all(engine.identity.get(name) == each for name, each in wanted.items())
+def _fits(engine: Engine, wanted: Mapping[str, Any]) -> bool:
+    return all(engine.identity.get(name) == each for name, each in wanted.items())
 
 
-def _distance(batch: int, engine: Engine | BackendError) -> tuple[bool, int]:
+def _distance(batch: int, engine: Engine) -> tuple[bool, int]:
     """Return how far from the batches that an engine was built for ``batch`` is."""
-    assert isinstance(engine, Engine)
-    least, best, most = engine.identity["batches"]
+    least, best, most = engine.batches
     return not least <= batch <= most, abs(best - batch)
 
 
@@ -183,11 +176,5 @@ def _why_not(device: str, model: SqueezeTime, *, flavour: Flavour) -> str | None
     return None
 
 
-def _network(
-    model: SqueezeTime, *, device: str, dtype: torch.dtype, flavour: Flavour, precision: str | None = None
-) -> EngineBackend:
-    return EngineBackend(model, device=device, dtype=dtype, flavour=flavour, precision=precision)
-
-
-tensorrt_network, rtx_network = (partial(_network, flavour=FLAVOURS[name]) for name in ("tensorrt", "rtx"))
+tensorrt_network, rtx_network = (partial(EngineBackend, flavour=FLAVOURS[name]) for name in ("tensorrt", "rtx"))
 tensorrt_why_not, rtx_why_not = (partial(_why_not, flavour=FLAVOURS[name]) for name in ("tensorrt", "rtx"))

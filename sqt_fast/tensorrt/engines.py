@@ -11,27 +11,27 @@ from torch import Tensor
 
 from sqt_fast import __version__
 from sqt_fast.errors import BackendError, OutputError, ParityError
-from sqt_fast.files import file_sha256
-from sqt_fast.network.onnx_export import ExportConfig, ExportedNetwork, network_sha256
+from sqt_fast.files import file_sha256, naming
+from sqt_fast.network.model import SqueezeTime
+from sqt_fast.network.onnx_export import ExportedNetwork, network_sha256
 from sqt_fast.network.parity import ROUNDED, Limits, Parity, drawn_clips
 from sqt_fast.network.published import PUBLISHED
 from sqt_fast.network.weights import RANDOM, load_weights
 from sqt_fast.tensorrt.engine_build import Plan, Progress, build_plan
 from sqt_fast.tensorrt.engine_cache import (
-    SUFFIX,
     Engine,
     Gpu,
+    engine_paths,
     engines_folder,
     identity_of,
     install,
     objections,
     path_in_cache,
     read_engine,
-    rebuild_command,
     refuse,
     write_sidecar,
 )
-from sqt_fast.tensorrt.engine_config import Batches, EngineConfig
+from sqt_fast.tensorrt.engine_config import EngineConfig, rebuild_command
 from sqt_fast.tensorrt.engine_runner import EngineNetwork
 from sqt_fast.tensorrt.exports import Exported, Exports, Say, keep
 from sqt_fast.tensorrt.quantize import Calibration, check_calibration
@@ -157,7 +157,9 @@ def build_engine(request: Request, say: Say, progress: Progress, *, dry_run: boo
         return Outcome(path, True, reason, install(plan, path, identity, about), exported.parity)
     clips = request.record(request.clips, identity["size"]) if exported.clips is None else exported.clips
     say(f"validating with {len(clips)} clips")
-    validation = _try(plan, identity, about, exported, library, device, clips)
+    with tempfile.TemporaryDirectory() as folder:  # a place that only this run knows
+        tried = install(plan, Path(folder) / "tried.engine", identity, about)
+        validation = _validate(tried, library, exported.weights.model, clips, device)
     if not validation.holds:
         raise ParityError(
             f"the engine does not give what the network gives, and was not installed: {validation.faults}; "
@@ -210,21 +212,11 @@ def _existing(
     return engine, f"{path} is there already, and what was asked for (--force builds it again)"
 
 
-def _try(
-    plan: Plan,
-    identity: dict[str, Any],
-    about: dict[str, Any],
-    exported: Exported,
-    library: Any,
-    device: str,
-    clips: Tensor,
-) -> Validation:
-    """Validate an engine before it is installed: from a place that only this run knows."""
-    with tempfile.TemporaryDirectory() as folder:
-        engine = install(plan, Path(folder) / "tried.engine", identity, about)
-        run = EngineNetwork(engine, library, device)
-        model, config, batches = exported.weights.model, exported_as(engine), Batches(*identity["batches"])
-        return validate(run, model, config, clips, batches, device, gpu_clock, exported.limits)
+def _validate(engine: Engine, library: Any, model: SqueezeTime, clips: Tensor, device: str) -> Validation:
+    """Run an engine beside PyTorch, by the limits in its sidecar."""
+    run = EngineNetwork(engine, library, device)
+    limits = Limits(**engine.about["limits"]) if "limits" in engine.about else ROUNDED
+    return validate(run, model, engine.export, clips, engine.batches, device, gpu_clock, limits)
 
 
 def check_engine(path: Path, *, clips: int, record: Record = drawn_clips) -> tuple[Engine, Validation | None]:
@@ -244,28 +236,19 @@ def check_engine(path: Path, *, clips: int, record: Record = drawn_clips) -> tup
     refuse(engine, objections(engine, library_version=library.__version__, gpu=gpu, network_sha256=wanted))
     if gpu is None or not clips or weights is None:
         return engine, None
-    run = EngineNetwork(engine, library, device)
-    batches = Batches(*engine.identity["batches"])
-    shown = record(clips, engine.identity["size"])
-    limits = Limits(**engine.about["limits"]) if "limits" in engine.about else ROUNDED
-    validation = validate(run, weights.model, exported_as(engine), shown, batches, device, gpu_clock, limits)
+    validation = _validate(engine, library, weights.model, record(clips, engine.export.size), device)
     engine = replace(engine, about={**engine.about, "validation": validation.as_dict()})
-    write_sidecar(engine)
+    with naming(engine.path):
+        write_sidecar(engine)
     if not validation.holds:
         raise ParityError(f"engine {path} does not give what the network gives: {validation.faults}")
     return engine, validation
 
 
-def exported_as(engine: Engine) -> ExportConfig:
-    """Return how the network of an engine was exported."""
-    identity = engine.identity
-    return ExportConfig(size=identity["size"], precision=identity["precision"], input=identity["input"])
-
-
 def useless(*, everything: bool) -> Iterator[tuple[Path, str]]:
     """Yield the engines in the user's cache that cannot run here, and why; with ``everything``, all of them."""
     gpu = Gpu.of("cuda")
-    for path in sorted(engines_folder().glob(f"*{SUFFIX}")):
+    for path in engine_paths(engines_folder()):
         try:
             engine = read_engine(path)
             flavour = FLAVOURS.get(engine.identity["flavour"])

@@ -10,12 +10,12 @@ from pathlib import Path
 from torch import Tensor
 
 from sqt_fast import __version__
-from sqt_fast.errors import OutputError, ParityError, system_reason
-from sqt_fast.files import replace_file
+from sqt_fast.errors import ParityError
+from sqt_fast.files import naming, replace_file
 from sqt_fast.network.onnx_export import OPSET, ExportConfig, ExportedNetwork, export_onnx
-from sqt_fast.network.parity import ROUNDED, Limits, Parity, drawn_clips, onnx_parity
+from sqt_fast.network.parity import ROUNDED, Limits, Parity, as_given, drawn_clips, onnx_parity
 from sqt_fast.network.weights import Weights, load_weights
-from sqt_fast.tensorrt.quantize import Calibration, as_given, load_modelopt, quantize, write_for_onnxruntime
+from sqt_fast.tensorrt.quantize import Calibration, load_modelopt, quantize, write_for_onnxruntime
 
 PARITY_CLIPS = 4  # for the exported network, which is checked on the CPU
 Say = Callable[[str], None]
@@ -99,7 +99,5 @@ def _about(weights: Weights) -> dict[str, str]:
 
 def keep(path: Path, target: Path) -> None:
     """Copy a file, whole or not at all. Raises OutputError."""
-    try:
+    with naming(target):
         replace_file(target, lambda file: file.write(path.read_bytes()))
-    except OSError as error:
-        raise OutputError(f"{target}: cannot be written ({system_reason(error)}); choose another place") from None

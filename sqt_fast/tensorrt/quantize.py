@@ -20,10 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sqt_fast.errors import BackendError, ConfigError, OutputError, first_line, system_reason
-from sqt_fast.files import replace_file
+from sqt_fast.errors import BackendError, ConfigError, first_line
+from sqt_fast.files import naming, replace_file
 from sqt_fast.network.onnx_export import INPUT_NAME, ExportConfig
-from sqt_fast.network.parity import QUANTISED_LIMITS, Limits, normalised
+from sqt_fast.network.parity import QUANTISED_LIMITS, Limits
 
 log = logging.getLogger(__name__)
 
@@ -109,11 +109,6 @@ def gates(proto: Any) -> list[str]:
     ]
 
 
-def as_given(clips: Tensor, config: ExportConfig) -> Tensor:
-    """Return clips (N, 48, S, S) uint8 as a network that was exported with ``config`` takes them."""
-    return clips if config.input == "uint8" else normalised(clips).to(config.dtype)
-
-
 @torch.no_grad()
 def quantize(onnx_path: Path, out_path: Path, mode: str, clips: Tensor) -> int:
     """Write the network of ``onnx_path`` quantised to ``out_path``, and return how many Q/DQ pairs it has.
@@ -145,10 +140,8 @@ def quantize(onnx_path: Path, out_path: Path, mode: str, clips: Tensor) -> int:
     proto = onnx.load(str(out_path))
     del proto.metadata_props[:]
     proto.metadata_props.extend(source.metadata_props)  # ModelOpt forgets them
-    try:
+    with naming(out_path):
         replace_file(out_path, lambda file: file.write(proto.SerializeToString(deterministic=True)))
-    except OSError as error:
-        raise OutputError(f"{out_path}: cannot be written ({system_reason(error)}); choose another place") from None
     return sum(node.op_type == "DequantizeLinear" for node in proto.graph.node)
 
 

@@ -17,9 +17,7 @@ class Flavour:
 
     name: str
     title: str
-    backend: str
     modules: tuple[str, ...]
-    extra: str
     oldest: tuple[int, int]
     needs_gpu: bool
     install: str
@@ -29,9 +27,7 @@ FLAVOURS = {
     "tensorrt": Flavour(
         "tensorrt",
         "TensorRT",
-        backend="tensorrt",
         modules=("tensorrt", "tensorrt_bindings"),
-        extra="tensorrt",
         oldest=(10, 13),
         needs_gpu=True,  # it times kernels where they will run
         install="pip install 'sqt-fast[tensorrt]', whose libraries come from NVIDIA's own package index",
@@ -39,9 +35,7 @@ FLAVOURS = {
     "rtx": Flavour(
         "rtx",
         "TensorRT-RTX",
-        backend="tensorrt-rtx",
         modules=("tensorrt_rtx", "tensorrt_rtx_bindings"),
-        extra="tensorrt-rtx",
         oldest=(1, 4),
         needs_gpu=False,
         install="pip install 'sqt-fast[tensorrt-rtx]'",

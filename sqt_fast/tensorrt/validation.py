@@ -11,7 +11,7 @@ from sqt_fast.errors import BackendError
 from sqt_fast.network.backends import InferenceModel
 from sqt_fast.network.model import SqueezeTime
 from sqt_fast.network.onnx_export import ExportConfig
-from sqt_fast.network.parity import ROUNDED, Limits, Parity, compare, normalised, own_logits, true_logits
+from sqt_fast.network.parity import ROUNDED, Limits, Parity, as_given, compare, own_logits, true_logits
 from sqt_fast.tensorrt.engine_config import Batches
 
 # Another form of the network: clips (B, 48, S, S) on its device -> logits (B, K) and embeddings there.
@@ -91,7 +91,7 @@ def validate(
     config: how the network was exported. clips: (N, 48, S, S) uint8 on the CPU; batches repeat them. clock: see
     ``Clock``.
     """
-    given = (clips if config.input == "uint8" else normalised(clips).to(config.dtype)).to(device)
+    given = as_given(clips, config).to(device)
     truth, own = true_logits(model, clips), own_logits(model, clips, config.dtype, device)
     parities, same_again = {}, True
     for batch in odd_sizes(batches):

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from sqt_fast.kernels.squeeze_host import MEAN, STD
+from sqt_fast.kernels.squeeze_host import mean_and_std
 
 
 def erase(clips: Tensor, rectangles: Tensor, noise: Tensor) -> None:
@@ -14,9 +14,7 @@ def erase(clips: Tensor, rectangles: Tensor, noise: Tensor) -> None:
     any other's. Bytes of 0 to 255, each as likely, another one for every pixel and channel, normalised.
     """
     channels, size = clips.shape[1], clips.shape[2]
-    per_colour = channels // 3
-    mean = torch.tensor(MEAN, device=clips.device).repeat_interleave(per_colour)[:, None, None]
-    std = torch.tensor(STD, device=clips.device).repeat_interleave(per_colour)[:, None, None]
+    mean, std = (each[:, None, None] for each in mean_and_std(channels // 3, device=clips.device))
     for clip, (top, left, height, width), key in zip(clips, rectangles.tolist(), noise.tolist(), strict=True):
         if height == 0:
             continue
