@@ -154,7 +154,8 @@ def test_tiles_fit_into_shared_memory(config: Config, dtype: torch.dtype, arch: 
         fitted = fitting(config, x, needed)
         assert fitting(fitted, x, needed) == fitted
     assert needed(fitted, dtype.itemsize) <= SHARED_BYTES[arch] or fitted[2:5:2] == (16, 2), "nothing smaller is left"
-    assert (fitted == config) == (needed(config, dtype.itemsize) <= SHARED_BYTES[arch])
+    smallest = config[2:5:2] == (16, 2)  # which stays as it is, though it does not fit
+    assert (fitted == config) == (smallest or needed(config, dtype.itemsize) <= SHARED_BYTES[arch])
     assert fitted[:2] == config[:2]
     assert fitted.num_warps == config.num_warps
     assert 2 <= fitted.num_stages <= config.num_stages
