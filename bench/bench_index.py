@@ -113,7 +113,7 @@ def _measure(
     alone = {
         name: spread(times)["median"] / CPU_BATCH for name, times in interleaved(networks, repeats=repeats).items()
     }
-    backends.append((DECODE_ONLY, _NoNetwork(len(style.labels))))
+    backends.append((DECODE_ONLY, NoNetwork(len(style.labels))))
     runs = {name: _run(backend, recipe, style, video, num_videos) for name, backend in backends}
     ends = {name: spread(times, 1 / num_videos) for name, times in interleaved(runs, repeats=repeats).items()}
     decode_s = ends[DECODE_ONLY]["median"]
@@ -136,7 +136,7 @@ def _measure(
     return records
 
 
-class _NoNetwork:
+class NoNetwork:
     """A backend that costs nothing."""
 
     dtype = torch.bfloat16

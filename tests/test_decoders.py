@@ -175,6 +175,26 @@ def test_long_segments_get_ffmpegs_own_threads(
     assert min(job.seconds.values()) > 0
 
 
+def test_a_decoders_thread_computes_alone(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A team of threads for every decoder, as many as cores, would wait for each other; the caller keeps its own."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    seen: set[int] = set()
+    views = CpuBatches.views
+
+    def spy(self: CpuBatches, clip: Any) -> Any:
+        seen.add(torch.get_num_threads())
+        return views(self, clip)
+
+    monkeypatch.setattr(CpuBatches, "views", spy)
+    try:
+        run([next(v for v in find_videos([str(archive)]) if "/mkv/" in v.path)])
+        assert seen == {1}
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
 def run(videos: list[VideoFile]) -> tuple[list[View], Job]:
     """Return the views of one video, and its job when it ended."""
     jobs, views, ended = Jobs(), [], threading.Event()

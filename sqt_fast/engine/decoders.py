@@ -106,6 +106,9 @@ class Decoders:
         """Work with one process until all is done."""
         process, own = self.processes[number], None
         try:
+            # Else torch gives every thread a team of as many threads as there are cores, which wait for each other to
+            # copy 2 MB. It holds for this thread, and for those that are started later.
+            torch.set_num_threads(1)
             self._wait_for_turn(number)
             while (work := self.jobs.take(own)) is not None:
                 own, segment = work
