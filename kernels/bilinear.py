@@ -4,7 +4,8 @@
 
 * frames (F, H, W, 3) uint8, any strides but for dense colours, so that they may be cropped or transposed; out
   (F, h, w, 3) uint8, dense. u, v: weights of 11 bits, from positions in float64 that were rounded to float32.
-* matrix (3, 3) int32, 16 bits after the point: colours to be put right first, rounded and clamped to bytes.
+* matrix (3, 4) int32, 16 bits after the point: colours to be put right first, from (R, G, B, 1), rounded once and
+  clamped to bytes. Where the byte was 0 or 255, nothing is added: it may have been clipped, and black is to stay black.
 
 Reads what it needs of each frame from where the decoder wrote it and writes only small frames: no turned, corrected or
 cropped copy at full size.
@@ -29,7 +30,7 @@ def _bilinear_kernel(
     frames,  # (F, H, W, 3)
     rows,  # (4, h): where two rows begin in a frame, and their weights
     columns,  # (4, w)
-    matrix,  # (3, 3)
+    matrix,  # (3, 4)
     out,  # (F, h * w, 3)
     FRAME_STRIDE,
     OH,
@@ -70,13 +71,15 @@ def _pixel(p, matrix, m, COLOUR: tl.constexpr):
     g = tl.load(p + 1, mask=m, other=0).to(tl.int32)
     b = tl.load(p + 2, mask=m, other=0).to(tl.int32)
     if COLOUR:
-        return _correct(matrix, r, g, b), _correct(matrix + 3, r, g, b), _correct(matrix + 6, r, g, b)
+        return _correct(matrix, r, g, b, r), _correct(matrix + 4, r, g, b, g), _correct(matrix + 8, r, g, b, b)
     return r, g, b
 
 
 @triton.jit
-def _correct(row, r, g, b):
+def _correct(row, r, g, b, old):
+    """The level that one row of the matrix makes of a pixel; old: the level that it had."""
     level = r * tl.load(row) + g * tl.load(row + 1) + b * tl.load(row + 2)
+    level += tl.where((old > 0) & (old < 255), tl.load(row + 3), 0)
     return tl.minimum(tl.maximum((level + 32768) >> 16, 0), 255)
 
 
@@ -94,7 +97,7 @@ def bilinear(
     """Put colours right, flip and resize, in one pass.
 
     frames: (F, H, W, 3) uint8 RGB, a view with strides of its own or not; size: (h, w); flip_y, flip_x: top to bottom,
-    left to right; matrix: (3, 3) int32, RGB to RGB times 65536, on any device.
+    left to right; matrix: (3, 4) int32, (R, G, B, 1) to RGB times 65536, on any device.
 
     Returns (F, h, w, 3) uint8, dense. Raises ValueError for other shapes, dtypes and strides.
     """
@@ -133,7 +136,8 @@ def bilinear_reference(
     for frame, resized in zip(frames, out, strict=True):  # one by one, as wide copies are large
         pixels = frame.flip([axis for axis, flip in enumerate((flip_y, flip_x)) if flip]).int()
         if matrix is not None:
-            level = (pixels[..., None, :] * matrix.to(frames.device)).sum(-1)
+            weights, added = matrix.to(frames.device).split([3, 1], dim=1)
+            level = (pixels[..., None, :] * weights).sum(-1) + added[:, 0] * ((pixels > 0) & (pixels < 255))
             pixels = (level + 32768 >> 16).clamp(0, 255)
         rows = u_0 * pixels[:, x_0[:, 0]] + u_1 * pixels[:, x_1[:, 0]] >> 4
         resized.copy_((v_0 * rows[y_0[:, 0, 0]] >> 16) + (v_1 * rows[y_1[:, 0, 0]] >> 16) + 2 >> 2)

@@ -16,7 +16,7 @@ from nvidia.dali.pipeline import pipeline_def
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
-from sqt_fast.clips.colour import from_bt601
+from sqt_fast.clips.colour import from_bt601, from_nvdec
 from sqt_fast.clips.resize import resized_size
 from sqt_fast.errors import first_line
 from sqt_fast.kernels.bilinear import bilinear, bilinear_reference
@@ -38,7 +38,8 @@ def _decode_graph(device: str) -> DataNode:
 def resize_on(device: torch.device) -> Resize:
     """Return our kernel where it runs, tried once; else PyTorch's operations: as exact, and slower."""
     try:
-        bilinear(torch.zeros((1, 2, 2, 3), dtype=torch.uint8, device=device), (1, 1))
+        frames, matrix = torch.zeros((1, 2, 2, 3), dtype=torch.uint8, device=device), from_nvdec(2, full_range=False)
+        bilinear(frames, (1, 1), matrix=matrix)
     except Exception as error:  # noqa: BLE001 - Triton raises of all kinds, most often for want of a C compiler
         log.warning("frames are resized by PyTorch, as Triton does not run here: %s", first_line(error))
         return bilinear_reference
@@ -96,7 +97,11 @@ class SegmentPipeline:
         turn = sample.orientation
         frames = frames.transpose(1, 2) if turn.transpose else frames
         size = resized_size(frames.shape[1], frames.shape[2], self.short_side)
-        matrix = from_bt601(sample.colorspace)
+        matrix = (
+            from_bt601(sample.colorspace)  # the decoder that DALI has on the CPU converts as swscale does, to the bit
+            if self._stream is None
+            else from_nvdec(sample.colorspace, full_range=sample.full_range)
+        )
         return self._resize(frames, size, flip_y=turn.flip_y, flip_x=turn.flip_x, matrix=matrix)
 
     def release_memory(self) -> None:

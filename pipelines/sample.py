@@ -15,7 +15,8 @@ class SegmentSample:
     data: a whole file in memory. indices: (F,) int32, places among the file's frames in presentation order, ascending,
     each once (DALI would decode from the start again). coded_size: (height, width) of the frames that the decoder
     writes, to plan memory. display_size: (height, width), what of them is shown, from the upper left corner; None for
-    all. orientation: how they are then turned. colorspace: the matrix of ITU-T H.273 that their colours ask for.
+    all. orientation: how they are then turned. colorspace: the matrix of ITU-T H.273 that their colours ask for;
+    full_range: whether their luma goes from 0 to 255.
     """
 
     data: bytes | bytearray | memoryview | NDArray[np.uint8]
@@ -24,6 +25,7 @@ class SegmentSample:
     display_size: tuple[int, int] | None = None
     orientation: Orientation = field(default_factory=Orientation)
     colorspace: int = 2
+    full_range: bool = False
 
     def __post_init__(self) -> None:
         assert self.indices.dtype == np.int32

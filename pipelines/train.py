@@ -102,7 +102,7 @@ def _on_gpu(source: ClipSource, frames: DataNode, sample: dict[str, DataNode]) -
         antialias=False,
     )
     if source.codecs:
-        frames = fn.coord_transform(frames, M=sample["colours"], dtype=types.UINT8)
+        frames = fn.coord_transform(frames, MT=sample["colours"], dtype=types.UINT8)
     if _changes_colours(source):
         jitter = sample["jitter"]
         frames = fn.color_twist(frames, brightness=jitter[0], contrast=jitter[1], saturation=jitter[2], hue=jitter[3])
@@ -116,6 +116,8 @@ def _on_host(names: tuple[str, ...], size: int, frames: Any, order: Any, box: An
     """Change the frames of a clip by OpenCV: see ``host_clips.changed``. names: of what ``values`` are."""
     given: dict[str, Any] = {"colours": None, "jitter": None}
     given |= {name: np.asarray(value) for name, value in zip(names, values, strict=True)}
+    if given["colours"] is not None:
+        given["colours"] = given["colours"][:, :3]  # the rest is for what a GPU decoded
     return changed(np.asarray(frames), np.asarray(order), np.asarray(box), size, **given)
 
 

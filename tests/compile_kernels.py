@@ -165,7 +165,7 @@ def frame_problems(architecture: int) -> list[Problem]:
     frames = torch.empty((128, 1080, 1920, 3), dtype=torch.uint8, device="meta")
 
     def run() -> None:
-        for matrix in (None, torch.empty((3, 3), dtype=torch.int32, device="meta")):
+        for matrix in (None, torch.empty((3, 4), dtype=torch.int32, device="meta")):
             bilinear(frames, (256, 455), matrix=matrix)
 
     return problems_of(run, architecture)

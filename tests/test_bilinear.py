@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sqt_fast.clips.colour import from_bt601
+from sqt_fast.clips.colour import from_bt601, from_nvdec
 from sqt_fast.clips.resize import upright
 from sqt_fast.kernels.bilinear import bilinear, bilinear_reference
 from sqt_fast.video.probe import Orientation
@@ -37,6 +37,12 @@ ORIENTATIONS = [
     for flip_x in (False, True)
     for flip_y in (False, True)
 ]
+MATRICES = {
+    "none": from_bt601(2),
+    "BT.709": from_bt601(1),
+    "BT.601 of a GPU": from_nvdec(2, full_range=False),
+    "BT.2020 of a GPU": from_nvdec(9, full_range=True),
+}
 
 
 def opencv(frames: Tensor, size: tuple[int, int]) -> Tensor:
@@ -68,12 +74,12 @@ def test_kernel_equals_opencv(old: tuple[int, int], new: tuple[int, int], kernel
 
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS, ids=str)
-@pytest.mark.parametrize("colorspace", [2, 1, 9])
+@pytest.mark.parametrize("name", MATRICES)
 def test_frames_are_cropped_turned_and_put_right_before(
-    orientation: Orientation, colorspace: int, kernel_device: str
+    orientation: Orientation, name: str, kernel_device: str
 ) -> None:
     """In one pass, out of frames that are larger, the same as one after the other."""
-    matrix, new = from_bt601(colorspace), (17, 29)
+    matrix, new = MATRICES[name], (17, 29)
     decoded = noise(2, 44, 52, 3)
     shown = decoded[:, :40, :50]
     whole = (shown.shape[1], shown.shape[2])
@@ -84,6 +90,23 @@ def test_frames_are_cropped_turned_and_put_right_before(
         images = function(there.transpose(1, 2) if orientation.transpose else there, new, **options)
         assert torch.equal(images.cpu(), truth)
     assert (matrix is None) == torch.equal(bilinear_reference(shown, whole, matrix=matrix), shown)
+
+
+def test_colours_equal_exact_arithmetic(kernel_device: str) -> None:
+    """Rounded once; where the byte is 0 or 255, nothing is added. Against integers of any size."""
+    matrix = torch.tensor([[65536, 0, 0, -57068], [6000, 53000, 6536, 34707], [-9000, -20000, 131000, 900000]])
+    levels = [0, 1, 2, 127, 128, 253, 254, 255]
+    pixels = [(r, g, b) for r in levels for g in levels for b in levels]
+    frames = torch.tensor(pixels, dtype=torch.uint8).view(1, 16, 32, 3)
+
+    def exact(pixel: tuple[int, ...], row: list[int], own: int) -> int:
+        level = sum(m * p for m, p in zip(row[:3], pixel, strict=True)) + row[3] * (0 < own < 255)
+        return min(max(level + 32768 >> 16, 0), 255)
+
+    wanted = [[exact(pixel, row, own) for row, own in zip(matrix.tolist(), pixel, strict=True)] for pixel in pixels]
+    for function, device in ((bilinear_reference, "cpu"), (bilinear, kernel_device)):
+        images = function(frames.to(device), (16, 32), matrix=matrix.int())
+        assert images.cpu().view(-1, 3).tolist() == wanted
 
 
 def test_no_frames(kernel_device: str) -> None:

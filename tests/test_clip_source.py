@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from sqt_fast.clips.colour import from_bt601
+from sqt_fast.clips.colour import matrix_from_nvdec
 from sqt_fast.clips.resize import upright
 from sqt_fast.errors import VideoError
 from sqt_fast.train import clip_source as module
@@ -284,15 +284,16 @@ def test_colours_are_told_to_the_graph(tmp_path: Path, monkeypatch: pytest.Monke
 
     def tagged(video: VideoFile) -> object:
         found, reader = real(video)
-        return replace(found, colorspace=1), reader
+        return replace(found, colorspace=1, pix_fmt="yuvj420p"), reader
 
-    assert np.array_equal(one(path, codecs=ALL_CODECS).clip(0).colours, np.eye(3))
+    def told() -> NDArray[np.float32]:
+        return one(path, codecs=ALL_CODECS).clip(0).colours
+
+    np.testing.assert_allclose(told(), matrix_from_nvdec(2, full_range=False), atol=1e-6)
     assert facts.colorspace not in (1, 9)
     monkeypatch.setattr(PacketReader, "probing", tagged)
-    colours = one(path, codecs=ALL_CODECS).clip(0).colours
-    matrix = from_bt601(1)
-    assert matrix is not None
-    assert np.allclose(colours, matrix.numpy() / 65536, atol=1e-5)
+    np.testing.assert_allclose(told(), matrix_from_nvdec(1, full_range=True), atol=1e-6)
+    assert np.array_equal(one(path).clip(0).colours, np.eye(3, 4))  # decoded by the host
 
 
 # What is wrong with files --------------------------------------------------------------------------------------------

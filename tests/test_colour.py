@@ -1,4 +1,7 @@
-"""Colours of every matrix: the correction against the standard's formulas, and DALI with it against swscale."""
+"""Colours of every matrix: the correction against the standard's formulas, and DALI with it against swscale.
+
+What DALI's decoders on a GPU give is computed (tests/nv12_to_rgb.py).
+"""
 
 import io
 from collections.abc import Iterator
@@ -15,10 +18,13 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sqt_fast.clips.colour import from_bt601
+from sqt_fast.clips.colour import from_bt601, from_nvdec, matrix_from_nvdec
 from sqt_fast.engine.segment_decoder import SegmentDecoder, gpu_pipelines
+from sqt_fast.engine.selftest import CLIPS, host_frames
+from sqt_fast.engine.selftest import encode as encode_numbered
 from sqt_fast.kernels.bilinear import bilinear_reference
 from sqt_fast.pipelines.sample import SegmentSample
+from tests.nv12_to_rgb import nv12_to_rgb, planes
 
 UInt8 = NDArray[np.uint8]
 EXACT = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
@@ -38,8 +44,12 @@ BT601 = (1.4020, 0.3441, 0.7141, 1.7720)
 SWSCALE = {1: "ITU709", 7: "SMPTE240M", 9: "BT2020"}  # VP9 cannot say FCC
 
 
+def apply(matrix: Tensor | None, images: Tensor) -> Tensor:
+    return bilinear_reference(images, (images.shape[1], images.shape[2]), matrix=matrix)
+
+
 def correct(images: Tensor, colorspace: int) -> Tensor:
-    return bilinear_reference(images, (images.shape[1], images.shape[2]), matrix=from_bt601(colorspace))
+    return apply(from_bt601(colorspace), images)
 
 
 def rgb(ycc: NDArray[np.float64], r: float, g: float, h: float, b: float) -> NDArray[np.float64]:
@@ -147,3 +157,70 @@ def test_dali_and_correction_equal_swscale(
     assert found == tag
     assert mean_difference(corrected) < 0.5
     assert mean_difference(images) > 3.5
+
+
+# What a GPU decoded --------------------------------------------------------------------------------------------------
+
+
+def as_on_a_gpu(data: bytes, *, full_range: bool = False) -> Tensor:
+    """Return the frames of a file (F, H, W, 3) as DALI's kernel makes them."""
+    with av.open(io.BytesIO(data), "r") as container:
+        pictures = [planes(picture) for picture in container.decode(video=0)]
+    return torch.from_numpy(np.stack([nv12_to_rgb(*picture, full_range=full_range) for picture in pictures]))
+
+
+# Of what is left: chroma of H.264 lies at the left of its pixels, and swscale goes by that; DALI takes it for centred.
+@pytest.mark.parametrize(("codec", "mean", "largest"), [("vp8", 0.2, 2), ("h264", 0.4, 4)])
+def test_what_a_gpu_decoded_is_put_right(codec: str, mean: float, largest: int) -> None:
+    """An H100 showed means of 0.753 for VP8 and 0.776 for H.264 after a resize, then DALI's; these are before it."""
+    data = encode_numbered(CLIPS[codec])
+    images = as_on_a_gpu(data)[::5]
+    indices = np.arange(0, 5 * len(images), 5, dtype=np.int32)
+    truth = host_frames(SegmentSample(data, indices, CLIPS[codec].size[::-1])).astype(np.int16)
+    raw = images.numpy() - truth
+    np.testing.assert_allclose(raw.mean(axis=(0, 1, 2)), [0.79, -0.5, 0.95], atol=0.02)
+    assert 0.73 < np.abs(raw).mean() < 0.77
+    mended = np.abs(apply(from_nvdec(2, full_range=False), images).numpy() - truth)
+    assert mended.mean() < mean
+    assert mended.max() <= largest
+
+
+@pytest.mark.parametrize("full_range", [False, True], ids=["limited", "full"])
+@pytest.mark.parametrize("colorspace", ["ITU709", "SMPTE240M", "BT2020"])
+def test_every_matrix_is_right_after_a_gpu(colorspace: str, *, full_range: bool) -> None:
+    data = encode(colorspace, full_range=full_range)
+    tag, wanted = swscale(data, colorspace)
+    images = as_on_a_gpu(data, full_range=full_range)
+    unclipped = ((images.numpy() > 2) & (images.numpy() < 253)).all(axis=-1)
+
+    def difference(matrix: Tensor | None) -> NDArray[np.int16]:
+        away: NDArray[np.int16] = np.abs(apply(matrix, images).numpy() - wanted.astype(np.int16))[unclipped]
+        return away
+
+    ours = difference(from_nvdec(tag, full_range=full_range))
+    assert ours.mean() < 0.3  # bytes, once rounded, are multiplied and rounded again
+    assert ours.max() <= 2
+    assert difference(from_bt601(tag)).mean() > 0.6
+
+
+@pytest.mark.parametrize("full_range", [False, True], ids=["limited", "full"])
+@pytest.mark.parametrize("colorspace", [2, *FORMULAS])
+def test_grey_stays_grey_after_a_gpu(colorspace: int, *, full_range: bool) -> None:
+    """Within a level or so: half a level cannot be added to green. Black is black."""
+    luma = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    images = torch.from_numpy(nv12_to_rgb(luma, *np.full((2, 8, 8), 128, np.uint8), full_range=full_range))[None]
+    mended = apply(from_nvdec(colorspace, full_range=full_range), images)[0].numpy()
+    black, white = (0, 255) if full_range else (16, 235)
+    grey = ((luma - float(black)) * 255 / (white - black)).clip(0, 255)
+    assert (mended[luma <= black] == 0).all()
+    assert (mended[luma >= white] >= 254).all()
+    assert np.abs(mended - grey[..., None]).max() <= 1.2
+
+
+@pytest.mark.parametrize("full_range", [False, True], ids=["limited", "full"])
+@pytest.mark.parametrize("colorspace", [2, 1, 9])
+def test_both_forms_of_the_matrix_agree(colorspace: int, *, full_range: bool) -> None:
+    fixed = from_nvdec(colorspace, full_range=full_range)
+    assert (fixed.shape, fixed.dtype) == ((3, 4), torch.int32)
+    matrix = matrix_from_nvdec(colorspace, full_range=full_range)
+    np.testing.assert_allclose(fixed.numpy() / 65536, matrix, atol=1e-5)

@@ -11,7 +11,7 @@ import torch
 pytest.importorskip("nvidia.dali", reason="DALI is not installed")
 pytest.importorskip("av", reason="PyAV is not installed")
 
-from sqt_fast.clips.colour import from_bt601
+from sqt_fast.clips.colour import from_nvdec
 from sqt_fast.clips.resize import resize
 from sqt_fast.engine.segment_decoder import SegmentDecoder, SegmentError, gpu_pipelines
 from sqt_fast.engine.selftest import CLIPS, NUM_FRAMES, encode, host_frames, working_codecs
@@ -21,6 +21,10 @@ from sqt_fast.pipelines.sample import SegmentSample
 
 pytestmark = pytest.mark.needs_cuda
 SHORT_SIDE = 256
+# Levels, mean and largest. Computed: 0.17 and 2 for VP8 and VP9, else 0.38 to 0.49, as DALI takes chroma for centred
+# that is not; about 0.75 if what its kernel gets wrong were left in. NVDEC's inverse DCT of MPEG-4 is not FFmpeg's, and
+# how it makes 8 bits of 10 is not known.
+BOUNDS = {"vp8": (0.3, 2), "vp9": (0.3, 2), "h264": (0.6, 4), "hevc": (0.6, 4), "hevc10": (0.6, 6), "mpeg4": (0.6, 8)}
 
 
 @pytest.fixture(scope="module")
@@ -48,19 +52,22 @@ def test_every_codec_works(decoder: SegmentDecoder) -> None:
 
 @pytest.mark.parametrize("codec", CLIPS)
 def test_pixels_equal_the_hosts(decoder: SegmentDecoder, codec: str) -> None:
-    """Only the conversion to RGB rounds differently: NVDEC's pictures are FFmpeg's, and the resize is, to the bit."""
+    """But for the conversion to RGB, NVDEC's pictures are FFmpeg's, and the resize is OpenCV's, to the bit."""
     wanted = sample(codec, list(range(0, NUM_FRAMES, 5)))
     images = decoder.decode(wanted)
     assert images.is_cuda
     truth = resize(torch.from_numpy(host_frames(wanted)), SHORT_SIDE).numpy().astype(np.int16)
     difference = np.abs(images.cpu().numpy() - truth)
     print(f"{codec}: mean {difference.mean():.3f}, max {difference.max()} levels")
-    assert difference.mean() < (1.5 if codec == "hevc10" else 0.5)  # 10 bits are cut to 8 somewhere on the way
+    mean, largest = BOUNDS[codec]
+    assert difference.mean() < mean
+    assert difference.max() <= largest
 
 
 @pytest.mark.parametrize("colorspace", [1, 2, 9])
 def test_frames_are_finished_as_on_the_cpu(colorspace: int) -> None:
-    images, matrix = torch.randint(0, 256, (40, 1080, 1920, 3), dtype=torch.uint8), from_bt601(colorspace)
+    images = torch.randint(0, 256, (40, 1080, 1920, 3), dtype=torch.uint8)
+    matrix = from_nvdec(colorspace, full_range=False)
     ours = bilinear(images.cuda(), (256, 455), flip_x=True, matrix=matrix)
     assert ours.is_cuda
     assert torch.equal(ours.cpu(), bilinear_reference(images, (256, 455), flip_x=True, matrix=matrix))

@@ -13,7 +13,7 @@ import torch
 from av.video.stream import VideoStream
 from torch import Tensor
 
-from sqt_fast.clips.colour import from_bt601
+from sqt_fast.clips.colour import from_bt601, from_nvdec
 from sqt_fast.clips.resize import resize, upright
 from sqt_fast.engine.selftest import host_frames
 from sqt_fast.kernels.bilinear import bilinear, bilinear_reference
@@ -126,6 +126,23 @@ def test_colours_are_put_right_before_frames_are_resized(pipeline: SegmentPipeli
     assert not torch.equal(truth, on_the_host(wanted))
 
 
+@pytest.mark.parametrize("full_range", [False, True], ids=["limited", "full"])
+@pytest.mark.parametrize("colorspace", [2, 1])
+def test_a_gpus_colours_are_put_right(
+    pipeline: SegmentPipeline, monkeypatch: pytest.MonkeyPatch, colorspace: int, *, full_range: bool
+) -> None:
+    """What they need is another matrix than DALI's decoder on the CPU, by range too."""
+    wanted = replace(sample((320, 240), [2]), colorspace=colorspace, full_range=full_range)
+    frames = torch.from_numpy(host_frames(wanted))
+    images = {}
+    for place, stream in (("cpu", None), ("gpu", object())):
+        monkeypatch.setattr(pipeline, "_stream", stream)
+        images[place] = pipeline._finish(wanted, frames)
+    size, matrix = (SHORT_SIDE, 128), from_nvdec(colorspace, full_range=full_range)
+    assert torch.equal(images["cpu"], bilinear_reference(frames, size, matrix=from_bt601(colorspace)))
+    assert torch.equal(images["gpu"], bilinear_reference(frames, size, matrix=matrix))
+
+
 @pytest.mark.parametrize("kind", [bytes, bytearray, memoryview, lambda data: np.frombuffer(data, np.uint8)])
 def test_any_kind_of_bytes(pipeline: SegmentPipeline, kind: Callable[[bytes], bytes]) -> None:
     wanted = sample((128, 96), [4])
@@ -182,7 +199,7 @@ def test_without_a_compiler_frames_are_resized_by_pytorch(
     """NVDEC is not given up for that."""
     assert resize_on(torch.device(kernel_device)) is bilinear
 
-    def fail(*args: object) -> None:
+    def fail(*args: object, **options: object) -> None:
         raise RuntimeError("Failed to find C compiler.\nPlease specify via CC environment variable.")
 
     monkeypatch.setattr(module, "bilinear", fail)

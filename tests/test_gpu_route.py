@@ -339,12 +339,12 @@ def test_the_decoder_is_told_how_a_segment_is_shown(folder: Path) -> None:
 
     turn = Orientation(-90, transpose=True, flip_x=True)
     facts = look(folder / "h264.mp4")
-    facts = replace(facts, source=replace(facts.source, orientation=turn), colorspace=1)
+    facts = replace(facts, source=replace(facts.source, orientation=turn), colorspace=1, pix_fmt="yuvj420p")
     (segment,) = plan_segments(facts, np.array([3, 9]))
     spied = GpuRoute(Spy(), {})  # type: ignore[arg-type]
     for is_uncropped in (True, False):
         spied.decode(facts, segment, b"data", is_uncropped=is_uncropped)
     assert [sample.display_size for sample in seen] == [(240, 320), None]
     assert all((sample.coded_size, sample.orientation) == (facts.coded_size, turn) for sample in seen)
-    assert [sample.colorspace for sample in seen] == [1, 1]
+    assert [(sample.colorspace, sample.full_range) for sample in seen] == [(1, True), (1, True)]
     assert list(seen[0].indices) == list(segment.indices)

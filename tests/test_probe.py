@@ -34,6 +34,11 @@ FACTS = Probe(
 )
 
 
+@pytest.mark.parametrize(("pix_fmt", "full"), [("yuv420p", False), ("yuvj420p", True), ("yuv420p10le", False)])
+def test_the_formats_name_says_the_range(pix_fmt: str, *, full: bool) -> None:
+    assert replace(FACTS, pix_fmt=pix_fmt).is_full_range == full
+
+
 def test_duration_is_from_the_first_frame_to_the_end_of_the_last() -> None:
     assert FACTS.num_frames == 4
     assert FACTS.duration_s == pytest.approx(0.16)

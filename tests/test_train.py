@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,14 @@ from numpy.typing import NDArray
 
 pytest.importorskip("nvidia.dali", reason="DALI makes the clips: pip install 'sqt-fast[train]'")
 
+from nvidia.dali import fn
+from nvidia.dali.data_node import DataNode
+from nvidia.dali.pipeline import pipeline_def
+
+from sqt_fast.clips.colour import matrix_from_nvdec
 from sqt_fast.errors import VideoError
 from sqt_fast.kernels.squeeze_host import MEAN, STD
-from sqt_fast.pipelines.train import ClipPipeline
+from sqt_fast.pipelines.train import ClipPipeline, _on_gpu
 from sqt_fast.samples.scenes import draw, random_scene
 from sqt_fast.train.clip_source import ClipSource, Sample
 from sqt_fast.train.lists import LabelledVideos
@@ -230,8 +236,28 @@ def test_the_graph_decodes_to_the_same_colours(
     path = write_vpx(tmp_path / "vp9.webm", colorspace=colorspace)
     videos = LabelledVideos((str(path),), (0,), ("a",))
     assert colour_error(videos) < 2.2
-    monkeypatch.setattr("sqt_fast.train.clip_source.matrix_from_bt601", lambda colorspace: None)
+    monkeypatch.setattr("sqt_fast.train.clip_source.matrix_from_nvdec", lambda *_, **__: np.eye(3, 4))
     assert (colour_error(videos) > 3.5) == (colorspace == 1)
+
+
+@pytest.mark.parametrize("colorspace", [2, 1])
+def test_colours_of_a_gpu_are_put_right_by_dalis_operators(colorspace: int, source: ClipSource) -> None:
+    """The operators for GPUs, run on the CPU: a matrix, and something to add."""
+    frames = np.random.default_rng(0).integers(0, 256, (2, SIZE, SIZE, 3), np.uint8)
+    colours = matrix_from_nvdec(colorspace, full_range=False).astype(np.float32)
+    given = {"colours": colours, "order": np.arange(16, dtype=np.int32) % 2, "flip": np.array(0, np.int32)}
+    given["box"] = np.array([0, 0, SIZE, SIZE], np.float32)
+
+    @pipeline_def(batch_size=1, num_threads=1, device_id=None)  # type: ignore[untyped-decorator]
+    def graph() -> DataNode:
+        sample = {name: fn.external_source(source=repeat(value), batch=False) for name, value in given.items()}
+        decoded = fn.external_source(source=repeat(frames), batch=False, layout="FHWC")
+        return _on_gpu(replace(source, codecs=frozenset({"h264"}), training=False), decoded, sample)
+
+    (clip,) = graph().run()
+    ours = levels(torch.from_numpy(np.array(clip.at(0)))[None])[0, :2]
+    wanted = frames @ colours[:, :3].T + colours[:, 3]
+    np.testing.assert_allclose(ours, np.rint(wanted.clip(0, 255)), atol=0.51)  # a half may be rounded either way
 
 
 # What goes wrong -----------------------------------------------------------------------------------------------------

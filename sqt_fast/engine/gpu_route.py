@@ -75,7 +75,15 @@ class GpuRoute:
         source = facts.source
         shown = (source.height, source.width) if is_uncropped else None
         return self.decoder.decode(
-            SegmentSample(data, segment.indices, facts.coded_size, shown, source.orientation, facts.colorspace)
+            SegmentSample(
+                data,
+                segment.indices,
+                facts.coded_size,
+                shown,
+                source.orientation,
+                facts.colorspace,
+                full_range=facts.is_full_range,
+            )
         )
 
     def close(self) -> None:

@@ -30,7 +30,7 @@ UInt8 = NDArray[np.uint8]
 
 NUM_FRAMES = 40
 NUM_BITS = 6
-# Levels. Rounding differs by 0.1; the wrong matrix by 6, another frame by more.
+# Levels. The conversion to RGB differs by 0.2 to 0.5; the wrong matrix by 6, another frame by more.
 MAX_MEAN_DIFFERENCE = 3.0
 TIMEOUT_S = 60.0
 

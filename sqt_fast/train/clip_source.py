@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sqt_fast.clips.colour import matrix_from_bt601
+from sqt_fast.clips.colour import matrix_from_nvdec
 from sqt_fast.errors import VideoError, first_line
 from sqt_fast.pipelines.routing import why_not_nvdec
 from sqt_fast.signals import kill_with_parent
@@ -34,7 +34,7 @@ MAX_REPLACED = 100
 NO_DATA = np.zeros(1, np.uint8)
 NO_INDICES = np.zeros(1, np.int32)
 NO_PIXELS = np.zeros((1, 1, 1, 3), np.uint8)
-SAME_COLOURS = np.eye(3, dtype=np.float32)
+SAME_COLOURS = np.eye(3, 4, dtype=np.float32)
 
 Bytes = NDArray[np.uint8]
 
@@ -43,11 +43,12 @@ class Sample(NamedTuple):
     """One clip on its way into the graph of ``pipelines/train.py``; arrays all, in this order.
 
     pixels: (F, H, W, 3) upright frames, decoded here, or ``NO_PIXELS``. data, indices: a file in memory and the (F,)
-    int32 places of the frames in it, for the graph to decode where ``encoded`` is true; colours: (3, 3) float32, what
-    turns RGB by BT.601, which it decodes to, into that of the stream. order: (16,) int32, the clip as places among the
-    F frames. box: (4,) float32, top, left, bottom, right, in pixels of the frames. jitter, erased: see ``Choices``;
-    noise, flip, label: one int64 or int32 each. item: number in the list. failures: UTF-8 text, a line
-    "number<tab>reason" for every video that could not be read and that this one stands for.
+    int32 places of the frames in it, for the graph to decode where ``encoded`` is true; colours: (3, 4) float32, what
+    turns (R, G, B, 1) as DALI makes them on a GPU into RGB of the stream; of its CPU decoder, which adds nothing, the
+    first three columns. order: (16,) int32, the clip as places among the F frames. box: (4,) float32, top, left,
+    bottom, right, in pixels of the frames. jitter, erased: see ``Choices``; noise, flip, label: one int64 or int32
+    each. item: number in the list. failures: UTF-8 text, a line "number<tab>reason" for every video that could not be
+    read and that this one stands for.
     """
 
     pixels: Bytes
@@ -226,6 +227,5 @@ def _encoded(facts: Probe, reader: PacketReader, choices: Choices) -> _Clip | No
         data = np.frombuffer(remux(reader, segments[0]), np.uint8)
     except Exception:  # noqa: BLE001 - of what FFmpeg cannot write, it may still decode all
         return None
-    matrix = matrix_from_bt601(facts.colorspace)
-    colours = SAME_COLOURS if matrix is None else matrix.astype(np.float32)
+    colours = matrix_from_nvdec(facts.colorspace, full_range=facts.is_full_range).astype(np.float32)
     return _Clip(np.searchsorted(wanted, choices.frames), data=data, indices=segments[0].indices, colours=colours)

@@ -81,6 +81,11 @@ class Probe:
         return len(self.times_s)
 
     @property
+    def is_full_range(self) -> bool:
+        """Whether luma goes from 0 to 255, as FFmpeg's name of the format says for H.264 and HEVC of 8 bits."""
+        return self.pix_fmt.startswith("yuvj")
+
+    @property
     def duration_s(self) -> float:
         """Seconds from the first frame to the end of the last."""
         return float(self.end_s - self.times_s[0])
