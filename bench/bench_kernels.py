@@ -44,7 +44,7 @@ from bench.measure import (
     write,
 )
 from sqt_fast.kernels.launch import Problem, best_config
-from sqt_fast.tuning.tune import compile_ahead
+from sqt_fast.tuning.precompile import precompile, specialisations
 
 OPS = ("squeeze", "conv", "pool", "downsample", "pointwise", "merge")
 SHORTEST_S = 100e-6  # a shorter graph would measure its launch
@@ -108,7 +108,7 @@ def _measure_all(args: argparse.Namespace) -> list[dict[str, Any]]:
     for dtype in args.dtype:
         try:
             problems = [case.problem for case in cases(dtype, args.batch_size, "meta")]
-            compile_ahead(problem.launch(best_config(problem)) for problem in problems)
+            precompile(specialisations(problem.launch(best_config(problem)) for problem in problems))
         except Exception as error:  # noqa: BLE001  it saves time, no more
             print(f"not compiled ahead: {reason(error)}", file=sys.stderr)
         found = [case for case in cases(dtype, args.batch_size, "cuda") if case.problem.op in args.only]

@@ -10,9 +10,16 @@
 
 Reads x once from memory (a tap's reads after the first come from the caches), writes out once.
 
+Where N is small, what the caches give is the limit, not the products: 7 rows of taps are read for 16 values. So a row
+of a tile may make R rows of the map at once (``out_rows``): they share KH + stride * (R - 1) rows of taps instead of
+reading KH each, and their R * N values are the columns of one product. Weights are 0 where a row of taps is not one of
+theirs: an infinite or undefined value in x then spreads as many rows further.
+
 Source: the stem, and the two narrow convolutions of inter-temporal object interaction (glo_conv) of the release.
 """
 
+import math
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -20,7 +27,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sqt_fast.kernels.launch import Config, Problem, check, dtype_name, fitting, power_of_two_over, run
+from sqt_fast.kernels.cost import Work, promising
+from sqt_fast.kernels.launch import Config, Problem, check, dtype_name, fitting, power_of_two_over, product_bytes, run
 from sqt_fast.kernels.numerics import dot, narrow, precision, scale
 
 
@@ -34,8 +42,8 @@ def _conv_kernel(
     out,  # (B, OH * OW, N)
     H,
     W,
+    OH,
     OW,
-    R,  # OH * OW
     TILES,
     C: tl.constexpr,
     N: tl.constexpr,
@@ -50,22 +58,25 @@ def _conv_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     COPY: tl.constexpr,
+    OUT_ROWS: tl.constexpr,
 ):
-    """One tile of one sample."""
+    """One tile of one sample: its rows are pixels of every OUT_ROWS-th row of the map, its columns those below too."""
     steps: tl.constexpr = (KW * C + BLOCK_K - 1) // BLOCK_K
-    n_tiles: tl.constexpr = (N + BLOCK_N - 1) // BLOCK_N
+    n_tiles: tl.constexpr = (N * OUT_ROWS + BLOCK_N - 1) // BLOCK_N
     i_tile = (tl.program_id(0) // n_tiles) % TILES
     i_sample = ((tl.program_id(0) // n_tiles) // TILES).to(tl.int64)
     o_m = i_tile * BLOCK_M + tl.arange(0, BLOCK_M)
     o_n = (tl.program_id(0) % n_tiles) * BLOCK_N + tl.arange(0, BLOCK_N)
     o_k = tl.arange(0, BLOCK_K)
-    m_m = o_m < R
-    m_n = o_n < N
-    o_y = (o_m // OW) * STRIDE - PAD
+    m_m = o_m < (OH + OUT_ROWS - 1) // OUT_ROWS * OW
+    m_n = o_n < N * OUT_ROWS
+    o_below = o_n // N if OUT_ROWS > 1 else tl.zeros_like(o_n)  # rows of the map below the tile's own
+    o_value = o_n % N if OUT_ROWS > 1 else o_n
+    o_y = (o_m // OW) * (STRIDE * OUT_ROWS) - PAD
     o_x = (o_m % OW) * STRIDE - PAD
     x += i_sample * H * W * C
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    for i in range(KH * steps):
+    for i in range((KH + STRIDE * (OUT_ROWS - 1)) * steps):
         i_y = i // steps
         o_tap = (i % steps) * BLOCK_K + o_k  # place in the row of taps
         o_w = o_x[:, None] + (o_tap // C)[None, :]
@@ -76,15 +87,18 @@ def _conv_kernel(
         if IMPORTANCE:
             b_p = tl.load(p + i_sample * C + o_tap % C)
             b_x = scale(b_x, b_p[None, :], PRECISION)
-        p_w = w + (i_y * KW * C + o_tap)[:, None] * N + o_n[None, :]
-        b_w = tl.load(p_w, mask=(o_tap < KW * C)[:, None] & m_n[None, :], other=0.0)  # (BLOCK_K, BLOCK_N)
+        o_row = i_y - o_below * STRIDE  # of the weights
+        m_w = m_n if OUT_ROWS == 1 else m_n & (o_row >= 0) & (o_row < KH)
+        p_w = w + (o_row[None, :] * (KW * C) + o_tap[:, None]) * N + o_value[None, :]
+        b_w = tl.load(p_w, mask=(o_tap < KW * C)[:, None] & m_w[None, :], other=0.0)  # (BLOCK_K, BLOCK_N)
         acc = dot(b_x, b_w, acc, PRECISION)
-    acc = tl.maximum(acc + tl.load(bias + o_n, mask=m_n, other=0.0)[None, :], 0.0)
-    p_out = o_m[:, None] * N + o_n[None, :]
-    m_out = m_m[:, None] & m_n[None, :]
+    acc = tl.maximum(acc + tl.load(bias + o_value, mask=m_n, other=0.0)[None, :], 0.0)
+    o_out = (o_m // OW)[:, None] * OUT_ROWS + o_below[None, :]  # row of the map
+    p_out = (o_out * OW + (o_m % OW)[:, None]) * N + o_value[None, :]
+    m_out = m_m[:, None] & m_n[None, :] & (o_out < OH)
     if POSITION:
         acc += tl.load(position + p_out, mask=m_out, other=0.0).to(tl.float32)
-    tl.store(out + i_sample * R * N + p_out, narrow(acc, out.dtype.element_ty, PRECISION), mask=m_out)
+    tl.store(out + i_sample * OH * OW * N + p_out, narrow(acc, out.dtype.element_ty, PRECISION), mask=m_out)
 
 
 def conv(
@@ -110,6 +124,7 @@ def conv(
     out_h, out_w = (height + 2 * pad - taps_h) // stride + 1, (width + 2 * pad - taps_w) // stride + 1
     _check(x, weight, bias, importance, position, (out_h, out_w))
     out, pixels = x.new_empty((batch, out_h, out_w, columns)), out_h * out_w
+    tiles_of = _Tiles(x, weight.shape, stride, (out_h, out_w), scaled=importance is not None)
     extras = {"importance": importance, "position": position}
     names = [name for name, extra in extras.items() if extra is not None]
     tensors = x, x if importance is None else importance, weight, bias, out if position is None else position, out
@@ -123,9 +138,10 @@ def conv(
             kernel=_conv_kernel,
             out=out,
             parts=(batch, pixels, columns),
-            args=lambda tiles: (*tensors, height, width, out_w, pixels, tiles, *constants, precision(x.dtype)),
-            heuristic=_heuristic(x, taps_w * channels, columns, pixels, scaled=importance is not None),
-            candidates=partial(_candidates, x, taps_w * channels, columns, pixels),
+            parts_of=tiles_of.parts,
+            args=lambda tiles: (*tensors, height, width, out_h, out_w, tiles, *constants, precision(x.dtype)),
+            heuristic=tiles_of.heuristic(),
+            candidates=tiles_of.candidates,
             reference=partial(conv_reference, x, weight, bias, stride=stride, padding=padding, **extras),
         )
     )
@@ -152,38 +168,62 @@ def _check(
         raise ValueError(f"{channels} channels: give a multiple of 16")
 
 
-def _heuristic(x: Tensor, row_of_taps: int, columns: int, pixels: int, *, scaled: bool) -> Config:
-    """Many rows, as a tile has few columns, in steps that leave room for several tiles; fewer where x is scaled.
+@dataclass(frozen=True)
+class _Tiles:
+    """Which tiles suit a convolution. taps: the weights' shape; size: height and width of the map that comes out."""
 
-    Found on an H100, bf16, 256 clips: 7x7 of 16 channels in steps of 64 instead of 128 took 183 us instead of 323, the
-    scaled 3x3 of 64 channels in 64 rows instead of 128 148 us instead of 205.
-    """
-    itemsize = x.element_size()
-    block_m = 64 if scaled or pixels <= 64 else 128
-    block_n = min(power_of_two_over(columns), 64)
-    deepest = 32 if itemsize == 4 else 128 if block_n > 16 and row_of_taps % 64 else 64
-    block_k = min(power_of_two_over(row_of_taps), deepest)
-    warps = 8 if itemsize == 4 and block_n > 16 else 4
-    return fitting(Config(block_m, block_n, block_k, warps, 3, 8), x)
+    x: Tensor
+    taps: tuple[int, ...]
+    stride: int
+    size: tuple[int, int]
+    scaled: bool
 
+    def heuristic(self) -> Config:
+        """Many rows, as a tile has few columns, in steps of 64; four rows of a map at once where columns are few.
 
-def _candidates(x: Tensor, row_of_taps: int, columns: int, pixels: int) -> list[Config]:
-    """64 to 256 rows, steps of 64 or 128, 4 or 8 warps: 36 at most.
+        Found on an H100, bf16, 256 clips, one row of a map at once: 7x7 of 16 channels in steps of 64 instead of 128
+        took 183 us instead of 323, the scaled 3x3 of 64 channels in 64 rows instead of 128 148 us instead of 205. What
+        several rows gain is computed (cost.py), not measured.
+        """
+        itemsize, columns, height = self.x.element_size(), self.taps[3], self.size[0]
+        out_rows = 1 if itemsize == 4 or columns > 16 else 4 if height >= 28 else 2 if height >= 14 else 1
+        few = self.size[0] * self.size[1] <= 64 or (self.scaled and out_rows == 1)
+        block_n = min(power_of_two_over(columns * out_rows), 64)
+        block_k = min(power_of_two_over(self.taps[1] * self.taps[2]), 32 if itemsize == 4 else 64)
+        warps = 8 if itemsize == 4 and block_n > 16 else 4
+        return fitting(Config(64 if few else 128, block_n, block_k, warps, 3, 8, out_rows), self.x)
 
-    One stage is a way of its own: loads then wait in registers, and go through the L1 cache too.
-    """
-    block_n = min(power_of_two_over(columns), 128)
-    deepest = power_of_two_over(row_of_taps)
-    configs = {
-        fitting(Config(m, block_n, min(k * 2 // x.element_size(), deepest), warps, stages, copy_bytes), x)
-        for m in (64, 128, 256)
-        if m < 2 * pixels
-        for k in (64, 128)
-        for warps in (4, 8)
-        for stages, copy_bytes in ((1, 16), (3, 8), (3, 16))
-        if warps == 4 or m * block_n >= 4096
-    }
-    return sorted(configs)
+    def candidates(self) -> list[Config]:
+        """The best 8 of 64 to 256 rows, 4 or 8 warps, 3 or 4 loads in flight, and up to 8 rows of a map at once.
+
+        One stage is a way of its own: loads then wait in registers, and go through the L1 cache too.
+        """
+        columns, deepest, itemsize = self.taps[3], power_of_two_over(self.taps[1] * self.taps[2]), self.x.element_size()
+        configs = {
+            fitting(Config(m, block_n, min(128 // itemsize, deepest), warps, stages, copy_bytes, rows), self.x)
+            for rows in (1, 2, 4, 8)
+            if rows == 1 or (rows <= self.size[0] and rows * columns <= 128)
+            for block_n in [min(power_of_two_over(columns * rows), 128)]
+            for m in (64, 128, 256)
+            if m < 2 * math.prod(self.size)
+            for warps in (4, 8)
+            for stages, copy_bytes in ((1, 16), (3, 8), (3, 16), (4, 16))
+            if warps == 4 or m * block_n >= 4096
+        }
+        return promising(configs, self.work)
+
+    def parts(self, config: Config) -> tuple[int, int, int]:
+        """Return samples, rows and columns as tiles share them."""
+        height, width = self.size
+        return len(self.x), -(-height // config.out_rows) * width, self.taps[3] * config.out_rows
+
+    def work(self, config: Config) -> Work:
+        """Return what a tile has to do."""
+        rows_of_taps = self.taps[0] + self.stride * (config.out_rows - 1)
+        depth = -(-self.taps[1] * self.taps[2] // config.block_k) * config.block_k * rows_of_taps
+        itemsize = self.x.element_size()
+        held = config.block_m * config.block_k if self.scaled else 0
+        return Work(self.parts(config), depth, product_bytes(config, itemsize), itemsize, held_elements=held)
 
 
 def conv_reference(

@@ -16,7 +16,6 @@ first come from the caches), writes out once; neither gate, nor branches, nor z 
 Source: CTL (conv2) of the release, with the batch norm behind it folded into both convolutions.
 """
 
-from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
@@ -27,17 +26,13 @@ from torch import Tensor
 
 from sqt_fast.kernels.ctl import ctl_merge_reference
 from sqt_fast.kernels.launch import (
-    Config,
     Problem,
-    architecture,
     check,
     dtype_name,
-    fitting,
-    power_of_two_divisor,
     power_of_two_over,
-    product_bytes,
     run,
 )
+from sqt_fast.kernels.merge_tiles import MergeTiles
 from sqt_fast.kernels.numerics import dot, narrow, precision, scale
 from sqt_fast.kernels.products import multiply, narrow_taps, taps
 
@@ -189,7 +184,7 @@ def merge(
     block_3 = min(64, power_of_two_over(columns3)) if columns3 else 16
     constants = channels, columns, columns3, depth2, residual is not None, block_3, precision(y.dtype)
     flags = ([f"n3={columns3}+{depth2}"] if closing else []) + (["residual"] if residual is not None else [])
-    tiles = _Tiles(y, channels, columns, depth2, chained=closing is not None)
+    tiles = MergeTiles(y, channels, columns, columns3, depth2)
     run(
         Problem(
             op="merge",
@@ -232,71 +227,6 @@ def _check(y: Tensor, hidden: Tensor, importance: Tensor, weights: MergeWeights,
         check("w2", w2, (w2.shape[0], columns3), y.dtype, y)
         if w2.shape[0] % 16:
             raise ValueError(f"x2 of {w2.shape[0]} channels: give a multiple of 16")
-
-
-@dataclass(frozen=True)
-class _Tiles:
-    """Which tiles suit a merge of ``channels`` of y to ``columns``. depth2: of x2. chained: the closing follows."""
-
-    y: Tensor
-    channels: int
-    columns: int
-    depth2: int
-    chained: bool
-
-    def heuristic(self) -> Config:
-        """128 rows and up to 128 columns; all of z in one tile where the closing follows.
-
-        4 warps and copies of 16 bytes for up to 64 columns, found on an H100, bf16, 256 clips: 64 channels with the
-        closing and its second operand took 550 us, and 724 with 8 warps. Where single warps multiply, 4 would spill.
-        """
-        itemsize, y = self.y.element_size(), self.y
-        block_m, block_n = (128, 128) if itemsize == 2 else (64, 64)
-        block_n = min(power_of_two_over(self.columns), block_n)
-        # With a closing and steps of 64, 8 bytes a thread are spilled on sm_100 (Triton 3.6; 3.7 in one case).
-        deepest = 32 if self.chained and 100 <= architecture(y.device) < 120 else 128 // itemsize
-        block_k = power_of_two_divisor(self.channels | self.depth2, deepest)
-        narrow = block_n <= 64
-        # Addresses of small copies take registers that wider tiles have not.
-        config = Config(block_m, block_n, block_k, 8, 3, copy_bytes=8 if narrow else 16)
-        if narrow and itemsize == 2 and _multiplies_in_groups(y.device):
-            config = config._replace(num_warps=4, copy_bytes=16)
-        return fitting(config, y, self.shared_bytes)
-
-    def candidates(self) -> list[Config]:
-        """64 to 256 rows, 64 to 256 columns, 4 or 8 warps, 3 or 4 loads in flight, through L1 or not: 40 at most."""
-        widest = power_of_two_over(self.columns)
-        block_k = power_of_two_divisor(self.channels | self.depth2, 128 // self.y.element_size())
-        tiles = [(64, 64), (128, 64), (256, 64), (64, 128), (128, 128), (256, 128), (128, 256), (64, 256)]
-        cut = {(m, min(n, widest)) for m, n in tiles if not self.chained or n >= widest}
-        configs = {
-            fitting(Config(m, n, block_k, warps, stages, copy_bytes), self.y, self.shared_bytes)
-            for m, n in cut
-            for warps in (4, 8)
-            for stages in (3, 4)
-            for copy_bytes in (8, 16)
-            if 16 <= m * n // (32 * warps) <= 128
-        }
-        return sorted(configs)
-
-    def shared_bytes(self, config: Config, itemsize: int) -> int:
-        """Return what the greediest of the loops needs, at most; test_compile.py holds it against the compiler.
-
-        In float32 the gated product has a tile of its own. The loop of the closing loads w3 and, where there are some,
-        x2 and w2; groups of warps read z, too, from shared memory, or leave a tile of what goes out there.
-        """
-        m, n, k, stages = config.block_m, config.block_n, config.block_k, config.num_stages
-        needed = product_bytes(config, itemsize) + (m * k * itemsize if itemsize == 4 else 0)
-        if not self.chained:
-            return needed
-        a_stage = n * 64 + ((m + 64) * k if self.depth2 else 0)
-        z = max(m * n, 128 * 64) if _multiplies_in_groups(self.y.device) else 0
-        return max(needed, (stages * a_stage + z) * itemsize)
-
-
-def _multiplies_in_groups(device: torch.device) -> bool:
-    """Return whether this GPU's products are those of groups of warps (wgmma, tcgen05), not of single ones."""
-    return 90 <= architecture(device) < 120
 
 
 def merge_reference(

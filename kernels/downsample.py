@@ -80,10 +80,9 @@ def downsample(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
             args=lambda _: (x, weight, bias, out, *sizes, channels, stride, precision(x.dtype)),
             heuristic=Config(4096 // block_n, block_n, 1, 4, 1),
             candidates=lambda: [
-                Config(size // n, n, 1, warps, 1)
-                for size in (1024, 2048, 4096, 8192)
+                Config(size // n, n, 1, 4, 1)
+                for size in (2048, 4096, 8192)
                 for n in sorted({block_n, min(block_n, 64)})
-                for warps in (4, 8)
             ],
             reference=partial(downsample_reference, x, weight, bias),
         )

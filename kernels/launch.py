@@ -25,7 +25,7 @@ class Config(NamedTuple):
     """How a kernel is cut: rows, columns and depth of a tile, warps that share it, loads in flight.
 
     copy_bytes: of one asynchronous copy of a convolution's taps. 16 pass the L1 cache by, 8 go through it: there, most
-    taps have been seen before (products.py).
+    taps have been seen before (products.py). out_rows: rows of a map that a row of a tile makes (conv.py).
     """
 
     block_m: int
@@ -34,6 +34,7 @@ class Config(NamedTuple):
     num_warps: int = 4
     num_stages: int = 3
     copy_bytes: int = 16
+    out_rows: int = 1
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class Problem:
     parts: (samples, rows of a sample, columns), which programs share; a tile never straddles two samples. args: makes
     what the kernel takes, in its order, of the number of tiles of rows that a sample is cut into; the last parameters
     of the kernel, those of the tiles, are not among them. candidates: makes what tuning tries; nobody else asks for it.
-    reference: plain PyTorch on the same arguments, for benches.
+    reference: plain PyTorch on the same arguments, for benches. parts_of: makes the parts, where they depend on tiles.
     """
 
     op: str
@@ -79,6 +80,7 @@ class Problem:
     heuristic: Config
     candidates: Callable[[], Sequence[Config]]
     reference: partial[Tensor] | None = None
+    parts_of: Callable[[Config], tuple[int, int, int]] | None = None
 
     @property
     def name(self) -> str:
@@ -92,13 +94,14 @@ class Problem:
 
     def launch(self, config: Config) -> Launch:
         """Return what launches these tiles."""
-        samples, rows, columns = self.parts
+        samples, rows, columns = self.parts if self.parts_of is None else self.parts_of(config)
         tiles = -(-rows // config.block_m)
         of_tiles = {
             "BLOCK_M": config.block_m,
             "BLOCK_N": config.block_n,
             "BLOCK_K": config.block_k,
             "COPY": config.copy_bytes // self.out.element_size(),
+            "OUT_ROWS": config.out_rows,
         }
         names, given = self.kernel.arg_names, self.args(tiles)
         args = dict(zip(names, given, strict=False)) | {name: of_tiles[name] for name in names[len(given) :]}

@@ -21,6 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from sqt_fast.kernels.cost import Work, promising
 from sqt_fast.kernels.launch import (
     Config,
     Problem,
@@ -29,6 +30,7 @@ from sqt_fast.kernels.launch import (
     fitting,
     power_of_two_divisor,
     power_of_two_over,
+    product_bytes,
     run,
 )
 from sqt_fast.kernels.numerics import narrow, precision
@@ -126,7 +128,7 @@ def pointwise(
             parts=parts,
             args=args,
             heuristic=_heuristic(x, depth, depth2, columns, parts[1]),
-            candidates=partial(_candidates, x, depth, depth2, columns),
+            candidates=partial(_candidates, x, depth, depth2, parts, residual=residual is not None),
             reference=partial(pointwise_reference, x, weight, bias, second=second, residual=residual, relu=relu),
         )
     )
@@ -162,14 +164,27 @@ def _heuristic(x: Tensor, depth: int, depth2: int, columns: int, rows: int) -> C
     return fitting(Config(block_m, block_n, block_k, warps, 3), x)
 
 
-def _candidates(x: Tensor, depth: int, depth2: int, columns: int) -> list[Config]:
-    """64 to 256 rows and columns, shallow and deep pipelines: 24 at most."""
+def _candidates(x: Tensor, depth: int, depth2: int, parts: tuple[int, int, int], *, residual: bool) -> list[Config]:
+    """The best 8 of 64 to 256 rows and columns, shallow and deep pipelines."""
     block_k = power_of_two_divisor(depth | depth2, 128 // x.element_size())
-    widest = power_of_two_over(columns)
+    widest = power_of_two_over(parts[2])
     tiles = [(64, 64, 4), (128, 64, 4), (128, 128, 8), (64, 128, 4), (128, 256, 8), (256, 64, 8), (64, 256, 4)]
     cut = {(m, min(n, widest), warps) for m, n, warps in tiles}
     configs = {fitting(Config(m, n, block_k, warps, stages), x) for m, n, warps in sorted(cut) for stages in (2, 3, 4)}
-    return sorted(configs)
+
+    def work(config: Config) -> Work:
+        itemsize = x.element_size()
+        again = config.block_n if residual else 0
+        return Work(
+            parts,
+            depth + depth2,
+            product_bytes(config, itemsize),
+            itemsize,
+            held_elements=config.block_m * again,
+            more_elements=again,
+        )
+
+    return promising(configs, work)
 
 
 def pointwise_reference(

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import pytest
@@ -131,6 +132,34 @@ def test_steps_that_do_not_divide_a_row_of_taps(
     assert_as_good(out, conv_reference, args, **kwargs)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=dtype_name)
+@pytest.mark.parametrize("out_rows", [2, 3, 8], ids=lambda rows: f"{rows} rows")
+@pytest.mark.parametrize("name", ["the stem", "the gated one", "the mixing one", "one row", "stride 3", "no padding"])
+def test_several_rows_of_a_map_at_once(kernel_device: str, name: str, out_rows: int, dtype: torch.dtype) -> None:
+    """Heights that they divide and that they do not, and columns cut into tiles."""
+    draw, shape = Draw(kernel_device, dtype), SHAPES[name]
+    args = arguments(draw, shape)
+    kwargs = extras(draw, shape, importance=True, position=True)
+    with with_tiles(lambda _: Config(16, 32, 32, 4, 2, out_rows=out_rows)):
+        out = conv(*args, **kwargs)
+    assert_as_good(out, conv_reference, args, **kwargs)
+
+
+def _given(config: Config, problem: Problem) -> Config:
+    return config
+
+
+@products_alike()
+def test_rows_at_once_change_no_digit(kernel_device: str) -> None:
+    """The products that they add are zeros."""
+    draw, shape = Draw(kernel_device, torch.float32), SHAPES["the mixing one"]
+    args, found = arguments(draw, shape), []
+    for config in (Config(16, 16, 64, 4, 2), Config(16, 16, 64, 4, 2, out_rows=4)):
+        with with_tiles(partial(_given, config)):
+            found.append(conv(*args))
+    assert torch.equal(*found)
+
+
 @each_dtype
 @pytest.mark.parametrize("size", [(2, 1), (9, 8)], ids=["2x1", "9x8"])
 @products_alike()
@@ -153,6 +182,7 @@ def test_a_sample_is_the_same_in_any_company(kernel_device: str, size: tuple[int
     taps=st.sampled_from([1, 3, 5, 7]),
     stride=st.integers(1, 3),
     added=st.tuples(st.booleans(), st.booleans()),
+    out_rows=st.integers(0, 5),
     dtype=st.sampled_from([torch.float32, torch.bfloat16]),
 )
 def test_any_shape(
@@ -164,12 +194,16 @@ def test_any_shape(
     taps: int,
     stride: int,
     added: tuple[bool, bool],
+    out_rows: int,
     dtype: torch.dtype,
 ) -> None:
+    """out_rows: 0 takes the heuristic's."""
     shape, draw = Shape(batch, *size, channels, columns, (taps, taps), stride), Draw(kernel_device, dtype)
     args = arguments(draw, shape)
     kwargs = extras(draw, shape, importance=added[0], position=added[1])
-    assert_as_good(conv(*args, **kwargs), conv_reference, args, **kwargs)
+    with with_tiles(lambda problem: problem.heuristic._replace(out_rows=out_rows or problem.heuristic.out_rows)):
+        out = conv(*args, **kwargs)
+    assert_as_good(out, conv_reference, args, **kwargs)
 
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {

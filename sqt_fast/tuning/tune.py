@@ -6,11 +6,8 @@ tiles up by the hash of one machine's compiler, not by GPU, and times where labe
 """
 
 import math
-import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import redirect_stdout
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -30,6 +27,7 @@ from sqt_fast.network.graphed import why_not
 from sqt_fast.network.model import SqueezeTime
 from sqt_fast.network.registry import BACKENDS
 from sqt_fast.network.weights import load_weights
+from sqt_fast.tuning.precompile import precompile, specialisations
 from sqt_fast.tuning.tuned_file import TunedFile
 
 # What a launch of tiles that do not fit this GPU raises: Triton's compiler, ptxas, and the driver.
@@ -105,6 +103,7 @@ class Tuner:
             raise ConfigError(f"weights {self.config.weights}: hold no classifier; choose other --weights")
         done = f"problems tuned on {self.file.gpu}, kept in {self.file.path}"
         try:
+            self._precompile(model)
             for precision in self.config.precisions:
                 self._tune_network(model, precision)
             speeds = [line for precision in self.config.precisions for line in self._measure(model, precision)]
@@ -115,6 +114,27 @@ class Tuner:
         except RuntimeError as error:  # behind the first fatal one, every launch of this process fails
             raise BackendError(f"the GPU gave up ({first_line(error)}); the same command goes on from there") from error
         return [f"{self.num_tuned} {done}", *speeds]
+
+    def _precompile(self, model: SqueezeTime) -> None:
+        """Compile what will be tried, the network being walked through without memory; not what is known already."""
+        found: list[Launch] = []
+
+        def note(problem: Problem) -> None:
+            if self.file.tiles(problem) is None:
+                found.extend(problem.launch(config) for config in _tried(problem))
+
+        for precision in self.config.precisions:
+            network = FusedNetwork(model, device="meta", dtype=DTYPES[precision])
+            for batch_size in dict.fromkeys(self.config.batch_sizes):
+                shape = batch_size, model.config.input_channels, self.config.size, self.config.size
+                with torch.no_grad(), executing(note, architecture=self.file.architecture):
+                    network(torch.empty(shape, dtype=DTYPES[precision], device="meta"))
+        if wanted := specialisations(found):
+            self.say(f"compiling {len(wanted)} kernels, one a core at once")
+            started = time.perf_counter()
+            failed = precompile(wanted)
+            refused = f", {failed} of them refused" if failed else ""
+            self.say(f"compiled in {time.perf_counter() - started:.0f} s{refused}")
 
     def _tune_network(self, model: SqueezeTime, precision: str) -> None:
         network = FusedNetwork(model, device=self.config.device, dtype=DTYPES[precision])
@@ -136,9 +156,8 @@ class Tuner:
 
     def _tune(self, problem: Problem) -> None:
         """Time all that give the results of the first that runs, the heuristic's if it does; the best few again."""
-        tried = dict.fromkeys((problem.heuristic, *problem.candidates()))
+        tried = _tried(problem)
         launches = {config: problem.launch(config) for config in tried}
-        compile_ahead(launches.values())
         seconds: dict[Config, float] = {}
         expected: list[Tensor] = []
         reason = "all spill"
@@ -206,16 +225,9 @@ class Tuner:
             yield clips.contiguous(memory_format=torch.channels_last)
 
 
-def compile_ahead(launches: Iterable[Launch]) -> None:
-    """Compile ``launches``, which may be of tensors on ``meta``, on all cores. What fails is raised when launched."""
-    # Most of the compiler runs without Python's lock. Where ptxas fails, Triton prints the whole source.
-    with (
-        ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads,
-        redirect_stdout(None),
-        triton.AsyncCompileMode(threads, ignore_errors=True),
-    ):
-        for launch in launches:
-            launch.compiled()
+def _tried(problem: Problem) -> list[Config]:
+    """Return what is tried, the heuristic's tiles first."""
+    return [*dict.fromkeys((problem.heuristic, *problem.candidates()))]
 
 
 def _results(launch: Launch) -> list[Tensor]:
