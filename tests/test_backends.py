@@ -1,6 +1,7 @@
 """Backends: the network's own numbers, whatever the neighbours in the batch, or one clear line why not."""
 
 import importlib
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from sqt_fast import load_model
 from sqt_fast.errors import ConfigError
-from sqt_fast.network.backends import Backend, InferenceModel, load_backend
+from sqt_fast.network.backends import InferenceModel, load_backend
 from sqt_fast.network.model import ModelConfig, SqueezeTime
 from sqt_fast.network.registry import BACKENDS, PRECISIONS
 
@@ -16,7 +17,7 @@ SIZE = 64
 BATCH = 4
 
 
-def eager(model: SqueezeTime, precision: str = "fp32") -> Backend:
+def eager(model: SqueezeTime, precision: str = "fp32") -> InferenceModel:
     return load_backend("eager", model, device="cpu", precision=precision, batch_size=BATCH, size=SIZE)
 
 
@@ -81,6 +82,31 @@ def test_memory_format_does_not_matter(tiny_model: SqueezeTime, network_clips: T
         strict=True,
     ):
         assert torch.equal(ours, wanted)
+
+
+def test_memory_is_lent_where_the_network_has_some(tiny_model: SqueezeTime) -> None:
+    backend = eager(tiny_model)
+    assert backend.input((BATCH, 48, SIZE, SIZE)) is None
+    memory = torch.zeros(1)
+    del backend.network
+    backend.network = SimpleNamespace(input={(BATCH, 48, SIZE, SIZE): memory}.get)  # type: ignore[assignment]
+    assert backend.input((BATCH, 48, SIZE, SIZE)) is memory
+    assert backend.input((1, 48, SIZE, SIZE)) is None
+
+
+def test_clips_in_lent_memory_reach_the_network_as_they_are(tiny_model: SqueezeTime) -> None:
+    """A graph knows them by their memory; a copy on the way would cost what was saved."""
+    backend, seen = eager(tiny_model), []
+
+    def network(clips: Tensor) -> tuple[Tensor, Tensor]:
+        seen.append(clips)
+        return clips, clips
+
+    del backend.network
+    backend.network = network
+    memory = torch.zeros(BATCH, 48, SIZE, SIZE).contiguous(memory_format=torch.channels_last)
+    backend(memory)
+    assert seen[0].is_set_to(memory)
 
 
 def test_a_backbone_alone_is_refused() -> None:

@@ -57,6 +57,25 @@ def test_graphs_are_one_a_shape_and_results_are_the_callers(model: SqueezeTime) 
     assert all(torch.equal(tensor, copy) for tensor, copy in zip(first, kept, strict=True))
 
 
+def test_a_batch_is_squeezed_where_a_graph_reads_it(model: SqueezeTime) -> None:
+    runner = load_backend("triton", model, device="cuda", precision="bf16", batch_size=4, size=224)
+    device = DeviceBatches(FAST, torch.bfloat16, "cuda", runner.input)
+    copied = DeviceBatches(FAST, torch.bfloat16, "cuda")
+    results, wanted = [], []
+    for number in range(3):
+        generator = torch.Generator().manual_seed(number)
+        images = [torch.randint(0, 256, (224, 224, 3), dtype=torch.uint8, generator=generator) for _ in range(16)]
+        views = list(device.views(Clip(0, images, 0)))
+        memory = runner.input((4, 48, 224, 224))
+        batch = device.batch(views, 4)
+        assert memory is not None
+        assert batch.is_set_to(memory)
+        results.append(runner(batch))  # the next is squeezed before this one is waited for
+        wanted.append(runner(copied.batch(views, 4)))
+    for ours, others in zip(results, wanted, strict=True):
+        assert all(torch.equal(*each) for each in zip(ours, others, strict=True))
+
+
 def test_a_captured_batch_never_waits_for_the_gpu(model: SqueezeTime) -> None:
     network = graphed_network(model, device="cuda", dtype=torch.bfloat16)
     clips = torch.randn((2, 48, 64, 64), device="cuda", dtype=torch.bfloat16).to(memory_format=torch.channels_last)

@@ -48,6 +48,28 @@ def test_the_fastest_kernel_that_runs_is_taken(monkeypatch: pytest.MonkeyPatch, 
         assert len(calls) == (taken is other)
 
 
+def test_a_batch_is_squeezed_where_the_network_reads_it(kernel_device: str) -> None:
+    """What a batch before it has left there does not show: not in its clips, and not behind the last of them."""
+    lent: list[tuple[int, ...]] = []
+    memory = torch.full((3, 48, 16, 16), 7.0, device=kernel_device).contiguous(memory_format=torch.channels_last)
+
+    def lend(shape: tuple[int, ...]) -> torch.Tensor | None:
+        lent.append(shape)
+        return memory if shape == memory.shape else None
+
+    ours, usual = (
+        DeviceBatches(ONE_CROP, torch.float32, kernel_device, lend),
+        DeviceBatches(ONE_CROP, torch.float32, kernel_device),
+    )
+    lent.clear()
+    for clips in ([CLIPS[3], CLIPS[3], CLIPS[3]], [CLIPS[3]], []):
+        batch = ours.batch(views_of(ours, clips), 3)
+        assert batch is memory
+        assert torch.equal(batch, usual.batch(views_of(usual, clips), 3))
+    assert ours.batch(views_of(ours, [CLIPS[3]]), 2).data_ptr() != memory.data_ptr()  # batches got smaller
+    assert lent == [(3, 48, 16, 16)] * 3 + [(2, 48, 16, 16)]
+
+
 @pytest.mark.parametrize(
     ("device", "has_cupy", "names"),
     [

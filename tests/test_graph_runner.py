@@ -1,8 +1,9 @@
 """CUDA graphs of whatever network: captured once a shape, in one pool of memory, and nobody sees another's results."""
 
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -41,6 +42,26 @@ class FakeCuda:
         self.replays += 1
 
 
+class Replaying(FakeCuda):
+    """Its graphs compute: what the network is called with while one is captured, that one calls it with again."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, net: "Doubled") -> None:
+        super().__init__(monkeypatch)
+        self.net = net
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(pool=lambda: "the pool", net=net))
+
+    @contextmanager
+    def graph(self, graph: SimpleNamespace, pool: object, capture_error_mode: str) -> Iterator[None]:  # type: ignore[override]
+        yield
+        clips, results = self.net.last
+
+        def replay() -> None:
+            for result, again in zip(results, self.net(clips), strict=True):
+                result.copy_(again)
+
+        graph.replay = replay
+
+
 class Elsewhere(Tensor):
     """A tensor that says it lies on a GPU."""
 
@@ -56,11 +77,13 @@ class Doubled:
     memory_format = torch.channels_last
 
     def __call__(self, clips: Tensor) -> tuple[Tensor, Tensor]:
-        return 2 * clips.float().sum((1, 2, 3)), clips.float().mean((2, 3))
+        results = 2 * clips.float().sum((1, 2, 3)), clips.float().mean((2, 3))
+        self.last = clips, results
+        return results
 
 
-def on_a_gpu(batch: int) -> Tensor:
-    return torch.ones(batch, 48, 4, 4).as_subclass(Elsewhere)
+def on_a_gpu(batch: int, value: float = 1.0) -> Tensor:
+    return torch.full((batch, 48, 4, 4), value).as_subclass(Elsewhere)
 
 
 def test_graphs_are_captured_once_a_shape_and_the_oldest_goes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,3 +137,91 @@ def test_a_captured_batch_is_copied_in_and_results_are_copied_out(monkeypatch: p
     assert torch.equal(captured.clips.as_subclass(Tensor), 3 * torch.ones(2, 48, 4, 4))
     captured.logits.fill_(7)
     assert not (logits == 7).any()
+
+
+# -- clips that are written where the graph reads them ----------------------------------------------------------------
+
+SHAPE = (2, 48, 4, 4)
+
+
+def logit_of(value: float) -> float:
+    return 2 * value * 48 * 4 * 4
+
+
+@pytest.fixture
+def network(monkeypatch: pytest.MonkeyPatch) -> GraphRunner:
+    """A network whose graph for two clips is captured."""
+    net = Doubled()
+    Replaying(monkeypatch, net)
+    runner = GraphRunner(net)
+    assert runner.input(SHAPE) is None
+    assert runner(on_a_gpu(2, 3))[0].tolist() == [logit_of(3)] * 2
+    return runner
+
+
+def lent(network: GraphRunner, value: float) -> Tensor:
+    """Return clips of ``value`` in the memory that the graph reads."""
+    memory = network.input(SHAPE)
+    assert memory is not None
+    assert memory.is_contiguous(memory_format=torch.channels_last)
+    return memory.fill_(value)
+
+
+def test_clips_in_the_graphs_memory_are_not_copied(network: GraphRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    copies: list[Tensor] = []
+    copy = Tensor.copy_
+
+    def counted(self: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
+        copies.extend([self] if self.shape == SHAPE else [])  # not results
+        return copy(self, source, non_blocking)
+
+    first = lent(network, 5)
+    monkeypatch.setattr(Elsewhere, "copy_", counted, raising=False)
+    assert network(first)[0].tolist() == [logit_of(5)] * 2
+    assert copies == []
+    assert network(on_a_gpu(2, 6))[0].tolist() == [logit_of(6)] * 2
+    assert len(copies) == 1
+    assert lent(network, 7) is first
+
+
+def test_a_part_or_another_view_of_that_memory_is_copied(network: GraphRunner) -> None:
+    """Same address, other clips."""
+    clips = lent(network, 5)
+    clips[:, 1].fill_(0)
+    assert network(clips.transpose(2, 3))[0].tolist() == [logit_of(5) * 47 / 48] * 2
+    assert network(clips[:1])[0].tolist() == [logit_of(5) * 47 / 48]
+
+
+def test_other_clips_do_not_overwrite_a_batch_that_is_being_prepared(network: GraphRunner) -> None:
+    prepared = lent(network, 5)
+    assert network(on_a_gpu(2, 9))[0].tolist() == [logit_of(9)] * 2
+    assert network(prepared)[0].tolist() == [logit_of(5)] * 2
+    assert lent(network, 6) is not prepared
+
+
+@pytest.mark.parametrize("how", ["cleared", "evicted"])
+def test_lent_memory_outlives_its_graph(network: GraphRunner, how: str) -> None:
+    prepared = lent(network, 5)
+    if how == "cleared":
+        network.clear()
+    else:
+        for batch in range(3, 3 + graph_runner.MAX_GRAPHS):
+            network(on_a_gpu(batch))
+    assert network.input(SHAPE) is None
+    assert network(prepared)[0].tolist() == [logit_of(5)] * 2
+    assert prepared.eq(5).all()
+
+
+def test_each_shape_has_its_memory(network: GraphRunner) -> None:
+    """As when batches get smaller after memory has run out."""
+    network(on_a_gpu(1, 2))
+    whole, one = lent(network, 5), network.input((1, *SHAPE[1:]))
+    assert one is not None
+    assert network(one.fill_(4))[0].tolist() == [logit_of(4)]
+    assert network(whole)[0].tolist() == [logit_of(5)] * 2
+
+
+def test_results_are_not_those_of_the_batch_that_follows(network: GraphRunner) -> None:
+    first = network(lent(network, 5))[0]
+    network(lent(network, 6))
+    assert first.tolist() == [logit_of(5)] * 2

@@ -21,6 +21,11 @@ from sqt_fast.video.sampling import NUM_FRAMES
 log = logging.getLogger(__name__)
 
 Squeeze = Callable[..., Tensor]
+Lend = Callable[[tuple[int, ...]], Tensor | None]
+
+
+def _lend_nothing(shape: tuple[int, ...]) -> None:
+    del shape
 
 
 def squeezers(device: str) -> tuple[Squeeze, ...]:
@@ -31,11 +36,14 @@ def squeezers(device: str) -> tuple[Squeeze, ...]:
 class DeviceBatches:
     """Carry bytes to the GPU and squeeze there. dtype: the network's; device: cuda, or cpu under the interpreter.
 
+    lend: gives the memory that the network reads a batch of a shape from, or None; what is squeezed straight into it
+    need not be copied. A batch is then good until the next is made.
+
     The first kernel of ``squeezers`` that runs is taken: one clip is tried at once. Raises BackendError if none does.
     """
 
-    def __init__(self, protocol: ClipProtocol, dtype: torch.dtype, device: str) -> None:
-        self.protocol, self.dtype, self.device = protocol, dtype, device
+    def __init__(self, protocol: ClipProtocol, dtype: torch.dtype, device: str, lend: Lend = _lend_nothing) -> None:
+        self.protocol, self.dtype, self.device, self.lend = protocol, dtype, device, lend
         self.is_cuda = device.startswith("cuda")
         blank = torch.zeros((protocol.crop_size, protocol.crop_size, 3), dtype=torch.uint8)
         reasons = []
@@ -75,8 +83,10 @@ class DeviceBatches:
     def batch(self, views: list[View], batch_size: int) -> Tensor:
         """See Batches. One launch for neighbours of one size: most often, for all."""
         size = self.protocol.crop_size
-        batch = torch.zeros((batch_size, INPUT_CHANNELS, size, size), dtype=self.dtype, device=self.device)
-        batch = batch.contiguous(memory_format=torch.channels_last)
+        shape = batch_size, INPUT_CHANNELS, size, size
+        if (batch := self.lend(shape)) is None:
+            batch = torch.empty(shape, dtype=self.dtype, device=self.device, memory_format=torch.channels_last)
+        batch[len(views) :].zero_()
         start = 0
         for _, group in groupby(views, key=lambda view: view.clip.shape):
             members = list(group)

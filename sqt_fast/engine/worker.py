@@ -27,7 +27,7 @@ from sqt_fast.engine.results import EarlierRun, RunCounters, VideoResult, Weight
 from sqt_fast.engine.routes import open_route
 from sqt_fast.engine.suspects import DEVICE_LOST_EXIT
 from sqt_fast.errors import BackendError, DeviceLostError, SqtError, first_line
-from sqt_fast.network.backends import Backend
+from sqt_fast.network.backends import InferenceModel
 from sqt_fast.network.choose import Choice, choose, find_device, open_backend
 from sqt_fast.network.weights import Weights, load_weights
 from sqt_fast.table.rows import RowStyle
@@ -110,14 +110,14 @@ class Worker:
             config = replace(config, precision=known.precision)
         return choose(config, weights.model, num_clips=num_clips, size=size)
 
-    def _batches(self, device: str, backend: Backend) -> Batches:
+    def _batches(self, device: str, backend: InferenceModel) -> Batches:
         """Return what squeezes on the GPU where the kernel runs, else on the CPU."""
         protocol = self.recipe.protocol
         if device.startswith("cuda"):
             try:
                 from sqt_fast.clips.device_batches import DeviceBatches  # here: Triton takes a while to import
 
-                return DeviceBatches(protocol, backend.dtype, device)
+                return DeviceBatches(protocol, backend.dtype, device, backend.input)
             except (BackendError, ModuleNotFoundError) as error:
                 self.report(Note(f"clips are squeezed on the CPU: {error}; pip install 'sqt-fast[gpu]' helps"))
         return CpuBatches(protocol, backend.dtype)

@@ -74,6 +74,15 @@ class InferenceModel(nn.Module):
         logits, embeddings = self(clips)
         return logits.cpu(), embeddings.cpu()
 
+    def input(self, shape: tuple[int, ...]) -> Tensor | None:
+        """Lend the memory that the next clips (B, 48, H, W) of ``shape`` are read from, None if the network has none.
+
+        See ``GraphRunner.input``. Only for whoever alone runs this model.
+        """
+        lend = getattr(self.network, "input", None)
+        memory: Tensor | None = None if lend is None else lend(shape)
+        return memory
+
     def release_memory(self) -> None:
         """See Backend. A network that keeps something for each shape of batch has ``clear``."""
         if (clear := getattr(self.network, "clear", None)) is not None:
@@ -113,7 +122,9 @@ def _others(name: str, device: str, model: SqueezeTime) -> str:
     return " or ".join(other for other in others if not BACKENDS[other].why_not(device, model))
 
 
-def load_backend(name: str, model: SqueezeTime, *, device: str, precision: str, batch_size: int, size: int) -> Backend:
+def load_backend(
+    name: str, model: SqueezeTime, *, device: str, precision: str, batch_size: int, size: int
+) -> InferenceModel:
     """Make the backend ``name`` of ``model`` for clips (batch_size, 48, size, size), and have it compile what it will.
 
     Raises BackendError when it cannot run here, ConfigError when the network has no classifier or wants other clips.

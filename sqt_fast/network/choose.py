@@ -22,7 +22,7 @@ from sqt_fast.errors import BackendError, ConfigError
 from sqt_fast.files import keep_finding, read_findings, tuned_file
 from sqt_fast.kernels.launch import architecture
 from sqt_fast.kernels.tuned import look_in, network_speeds
-from sqt_fast.network.backends import Backend, load_backend
+from sqt_fast.network.backends import Backend, InferenceModel, load_backend
 from sqt_fast.network.model import SqueezeTime
 from sqt_fast.network.registry import BACKENDS, SIMPLEST
 from sqt_fast.versions import cpu_name
@@ -95,7 +95,9 @@ def choose(config: IndexConfig, model: SqueezeTime, *, num_clips: int, size: int
     return replace(choice, reason="; ".join(reasons))
 
 
-def open_backend(choice: Choice, model: SqueezeTime, *, size: int, may_fall_back: bool) -> tuple[Choice, Backend]:
+def open_backend(
+    choice: Choice, model: SqueezeTime, *, size: int, may_fall_back: bool
+) -> tuple[Choice, InferenceModel]:
     """Load the chosen backend. With ``may_fall_back``, one that fails is replaced by the simplest.
 
     Raises BackendError when it cannot run here and may not be replaced.
@@ -127,7 +129,7 @@ def find_device(asked: str | None) -> str:
     return asked
 
 
-def _load(choice: Choice, model: SqueezeTime, size: int) -> Backend:
+def _load(choice: Choice, model: SqueezeTime, size: int) -> InferenceModel:
     """Load the backend of ``choice`` for clips of size x size pixels."""
     return load_backend(
         choice.backend,
@@ -225,7 +227,7 @@ def _seconds_a_clip(backend: Backend, batch_size: int, size: int, repeats: int =
     return min(times[1:]) / batch_size
 
 
-def _remember_compile(choice: Choice, model: SqueezeTime, size: int, backend: Backend, compile_s: float) -> None:
+def _remember_compile(choice: Choice, model: SqueezeTime, size: int, backend: InferenceModel, compile_s: float) -> None:
     """Note what compiling cost and gained, for the next decision on this machine."""
     simplest = _load(replace(choice, backend=SIMPLEST), model, size)
     entry = {

@@ -40,18 +40,34 @@ class GraphRunner:
         """clips: (B, 48, H, W) of the network's dtype, on its device.
 
         Returns logits (B, K) and embeddings (B, C), float32, there. Nothing waits for the GPU, but for the first batch
-        of a shape.
+        of a shape. Clips that lie in the memory of ``input`` are not copied.
         """
         if clips.device.type != "cuda":
             return self.net(clips)
         with self._lock:
-            if (captured := self._graphs.pop(clips.shape, None)) is None:
+            captured = self._graphs.pop(clips.shape, None)
+            if captured is not None and captured.is_lent and not clips.is_set_to(captured.clips):
+                captured = None  # others' clips must not overwrite what is being prepared there: they get a graph anew
+            if captured is None:
                 if len(self._graphs) == MAX_GRAPHS:
                     self._graphs.popitem(last=False)
                 captured = _Captured(self.net, clips, self._pool)
                 self._pool = captured.graph.pool()
             self._graphs[clips.shape] = captured  # the newest last
             return captured(clips)
+
+    def input(self, shape: tuple[int, ...]) -> Tensor | None:
+        """Lend the memory that the graph for clips of ``shape`` reads, None where there is no such graph yet.
+
+        For one batch: fill all of it on the current stream, which comes behind the run that still reads it, and run the
+        network on it. From then on it may hold other clips. Whatever happens to the graph meanwhile, it stays memory
+        like any other.
+        """
+        with self._lock:
+            if (captured := self._graphs.get(torch.Size(shape))) is None:
+                return None
+            captured.is_lent = True
+            return captured.clips
 
     def clear(self) -> None:
         """Let go of all graphs and their memory; they are captured again when they are needed."""
@@ -66,6 +82,7 @@ class _Captured:
     """One shape of batch as a CUDA graph, with the memory that it reads and writes."""
 
     def __init__(self, net: Capturable, clips: Tensor, pool: Any) -> None:
+        self.is_lent = False  # whether somebody prepares the next batch in self.clips
         self.clips = torch.zeros_like(clips, dtype=net.dtype, memory_format=net.memory_format)
         with torch.cuda.device(clips.device):
             stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
@@ -80,6 +97,8 @@ class _Captured:
 
     def __call__(self, clips: Tensor) -> tuple[Tensor, Tensor]:
         """Run the graph. What it returns is the caller's: the next run does not touch it."""
-        self.clips.copy_(clips)
+        if not clips.is_set_to(self.clips):
+            self.clips.copy_(clips)
+        self.is_lent = False
         self.graph.replay()
         return self.logits.clone(), self.embeddings.clone()
