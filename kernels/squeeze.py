@@ -36,7 +36,8 @@ def _squeeze_kernel(
     corners,  # (B, 2)
     flip,  # (B,) uint8
     colour,  # (B, 3, 4) float32
-    out,  # (B, S * S, 3 * T)
+    out,  # (B, S, S, 3 * T)
+    size_bytes,  # of frames
     H,
     W,
     S,
@@ -44,55 +45,103 @@ def _squeeze_kernel(
     T: tl.constexpr,
     FLIP: tl.constexpr,
     COLOUR: tl.constexpr,
+    TAIL: tl.constexpr,  # size_bytes is no multiple of 16
     BLOCK_T: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
 ):
-    """One run of pixels of one clip. Loads have lanes along pixels (3 bytes apart), stores along channels."""
-    i_clip = (tl.program_id(0) // TILES).to(tl.int64)
-    o_m = (tl.program_id(0) % TILES) * BLOCK_M + tl.arange(0, BLOCK_M)
-    o_t = tl.arange(0, BLOCK_T)
-    m_m = o_m < S * S
-    m_t = o_t < T
-    o_x = o_m % S
+    """A run of up to BLOCK_M pixels of one row of one clip.
+
+    A pixel's 3 * T channels are the T frames of its red, of its green, of its blue. So what is stored, (3 * M, T), is
+    the transpose of the run's bytes, (T, 3 * M): byte q of all frames becomes the T values at q. Bytes are read in
+    chunks of 16, at once where ``frames`` is aligned to 16 bytes and one by one where it is not; they wait in shared
+    memory and are gathered there in the order in which they are stored.
+    """
+    BLOCK_Q: tl.constexpr = triton.next_power_of_2(3 * BLOCK_M)
+    BLOCK_B: tl.constexpr = triton.next_power_of_2(3 * BLOCK_M + 15)  # with those before the first in its chunk
+    i_row = tl.program_id(0) // TILES  # of all clips
+    i_clip = i_row // S
+    run = tl.cdiv(S, TILES)  # as long as each other but for the last
+    i_x = (tl.program_id(0) % TILES) * run
+    num_bytes = tl.minimum(run, S - i_x) * 3
+    i_left = tl.load(corners + i_clip * 2 + 1) + i_x
     if FLIP:
-        o_x = tl.where(tl.load(flip + i_clip) != 0, S - 1 - o_x, o_x)
-    i_top = tl.load(corners + i_clip * 2)
-    i_left = tl.load(corners + i_clip * 2 + 1)
-    o_pixel = ((i_top + o_m // S) * W + i_left + o_x) * 3  # within a frame: fits int32
-    o_frame = tl.load(index + i_clip * T + o_t, mask=m_t, other=0).to(tl.int64) * H * W * 3
-    p_rgb = frames + o_frame[:, None] + o_pixel[None, :]
-    m_rgb = m_t[:, None] & m_m[None, :]
-    r = tl.load(p_rgb, mask=m_rgb, other=0).to(tl.float32)  # (BLOCK_T, BLOCK_M)
-    g = tl.load(p_rgb + 1, mask=m_rgb, other=0).to(tl.float32)
-    b = tl.load(p_rgb + 2, mask=m_rgb, other=0).to(tl.float32)
+        is_mirrored = tl.load(flip + i_clip) != 0
+        i_left += tl.where(is_mirrored, S - 2 * i_x - num_bytes // 3, 0)
+    o_pixel = ((tl.load(corners + i_clip * 2) + i_row % S) * W + i_left) * 3  # within a frame: fits int32
+    o_t = tl.arange(0, BLOCK_T)
+    m_t = o_t < T
+    i_frame = tl.load(index + i_clip * T + o_t, mask=m_t, other=0).to(tl.int64)
+    o_first = i_frame * (H * W * 3) + o_pixel
+    o_chunk = (o_first >> 4) << 4
+    o_before = o_first.to(tl.int32) & 15
+    b_bytes = _chunks(frames, o_chunk, m_t, o_before + num_bytes, size_bytes, TAIL, BLOCK_B)  # (BLOCK_T * BLOCK_B,)
+
+    o_q = tl.arange(0, BLOCK_Q)
+    o_c = o_q % 3
+    o_red = o_q - o_c  # of the pixel
+    if FLIP:
+        o_red = tl.where(is_mirrored, num_bytes - 3 - o_red, o_red)
+    o_red = tl.minimum(tl.maximum(o_red, 0), BLOCK_B - 18)  # those behind the run are not stored
+    o_b = (o_t * BLOCK_B + o_before)[None, :] + o_red[:, None]
+    scale, shift = _of_colour(o_c, SCALE), _of_colour(o_c, SHIFT)
     if COLOUR:
-        b_0 = _mix(colour + i_clip * 12, r, g, b, SCALE[0], SHIFT[0])
-        b_1 = _mix(colour + i_clip * 12 + 4, r, g, b, SCALE[1], SHIFT[1])
-        b_2 = _mix(colour + i_clip * 12 + 8, r, g, b, SCALE[2], SHIFT[2])
+        matrix = colour + i_clip * 12
+        # One gather for all three colours, for each waits for all threads. The fourth is padding.
+        b_rgb = _bytes_at(b_bytes, tl.join(tl.join(o_b, o_b + 1), tl.join(o_b + 2, o_b + 2)))
+        b_red_green, b_blue_twice = tl.split(b_rgb)
+        b_red, b_green = tl.split(b_red_green)
+        b_blue, _ = tl.split(b_blue_twice)
+        b_out = b_red * (_column(matrix, o_c) * scale)[:, None] + (_column(matrix + 3, o_c) * scale + shift)[:, None]
+        b_out = b_blue * (_column(matrix + 2, o_c) * scale)[:, None] + b_out
+        b_out = b_green * (_column(matrix + 1, o_c) * scale)[:, None] + b_out
     else:
-        b_0 = r * SCALE[0] + SHIFT[0]
-        b_1 = g * SCALE[1] + SHIFT[1]
-        b_2 = b * SCALE[2] + SHIFT[2]
-    dtype: tl.constexpr = out.dtype.element_ty
-    b_0 = narrow(b_0, dtype, PRECISION)
-    b_1 = narrow(b_1, dtype, PRECISION)
-    b_2 = narrow(b_2, dtype, PRECISION)
-    # The colours side by side, so that a pixel's 3 * T channels are stored as one stretch; the fourth is padding.
-    b_out = tl.join(tl.join(b_0, b_1), tl.join(b_2, b_2))  # (BLOCK_T, BLOCK_M, c % 2, c // 2)
-    b_out = b_out.permute(1, 3, 2, 0).reshape(BLOCK_M, 4 * BLOCK_T)
-    o_j = tl.arange(0, 4 * BLOCK_T)
-    m_j = (o_j < 3 * BLOCK_T) & (o_j % BLOCK_T < T)
-    o_n = (o_j // BLOCK_T) * T + o_j % BLOCK_T
-    out += i_clip * S * S * 3 * T
-    tl.store(out + o_m[:, None] * (3 * T) + o_n[None, :], b_out, mask=m_m[:, None] & m_j[None, :])
+        b_out = _bytes_at(b_bytes, o_b + o_c[:, None]) * scale[:, None] + shift[:, None]
+    out += (i_row.to(tl.int64) * S + i_x) * (3 * T)
+    p_out = out + (o_q[:, None] * T + o_t[None, :])
+    tl.store(p_out, narrow(b_out, out.dtype.element_ty, PRECISION), mask=(o_q < num_bytes)[:, None] & m_t[None, :])
 
 
 @triton.jit
-def _mix(row, r, g, b, SCALE: tl.constexpr, SHIFT: tl.constexpr):
-    """(row[:3] @ (r, g, b) + row[3]) * SCALE + SHIFT, folded before the pixels see it."""
-    shifted = r * (tl.load(row) * SCALE) + (tl.load(row + 3) * SCALE + SHIFT)
-    return g * (tl.load(row + 1) * SCALE) + (b * (tl.load(row + 2) * SCALE) + shifted)
+def _chunks(frames, o_chunk, m_t, needed, size_bytes, TAIL: tl.constexpr, BLOCK_B: tl.constexpr):
+    """The first ``needed`` bytes from o_chunk on and those that share their chunks, one row after the other.
+
+    A mask that is the same for all bytes of a chunk keeps its load whole. What lies outside of frames is never read:
+    the bytes of a last chunk that is cut off come one by one.
+    """
+    o_b = tl.arange(0, BLOCK_B)
+    o_begin = o_b // 16 * 16
+    p_bytes = frames + (o_chunk[:, None] + o_b[None, :])
+    m_bytes = (o_begin[None, :] < needed[:, None]) & m_t[:, None]
+    if TAIL:
+        m_whole = o_chunk[:, None] + (o_begin + 16)[None, :] <= size_bytes
+        b_bytes = tl.load(p_bytes, mask=m_bytes & m_whole, other=0)
+        m_rest = (m_whole == 0) & (o_chunk[:, None] + o_b[None, :] < size_bytes)
+        b_bytes += tl.load(p_bytes, mask=m_bytes & m_rest, other=0)
+    else:
+        b_bytes = tl.load(p_bytes, mask=m_bytes, other=0)
+    return b_bytes.reshape(o_chunk.shape[0] * BLOCK_B)
+
+
+@triton.jit
+def _bytes_at(b_bytes, o_b):
+    """The bytes at o_b, as float32."""
+    return tl.gather(b_bytes, o_b.reshape(o_b.numel), 0).reshape(o_b.shape).to(tl.float32)
+
+
+@triton.jit
+def _column(entry, o_c):
+    """A column of a (3, 4) matrix, from its first entry on, at rows o_c.
+
+    Not loaded with o_c in the address: what Triton loads that way it moves between threads, behind barriers.
+    """
+    return tl.where(o_c == 0, tl.load(entry), tl.where(o_c == 1, tl.load(entry + 4), tl.load(entry + 8)))
+
+
+@triton.jit
+def _of_colour(o_c, VALUES: tl.constexpr):
+    """VALUES[o_c], one for red, green and blue each."""
+    return tl.where(o_c == 0, VALUES[0], tl.where(o_c == 1, VALUES[1], VALUES[2]))
 
 
 def squeeze(
@@ -130,19 +179,20 @@ def squeeze(
         frames if colour is None else colour,
         out,
     )
-    constants = num_frames, flip is not None, colour is not None, power_of_two_over(num_frames, least=1)
+    sizes = frames.numel(), height, width, size
+    constants = num_frames, flip is not None, colour is not None, frames.numel() % 16 != 0
+    block_t = power_of_two_over(num_frames, least=1)
     run(
         Problem(
             op="squeeze",
             key=f"{dtype_name(dtype)} t={num_frames}{'' if colour is None else ' colour'}",
             kernel=_squeeze_kernel,
             out=out,
-            parts=(clips, size * size, 1),
-            args=lambda tiles: (*tensors, height, width, size, tiles, *constants, precision(dtype)),
-            heuristic=Config(64, 1, 1, 4, 1),  # 24 loads in flight a thread
-            candidates=lambda: [
-                Config(8 * loads * warps, 1, 1, warps, 1) for loads in (1, 2, 4) for warps in (2, 4, 8)
-            ],
+            parts=(clips * size, size, 1),
+            args=lambda tiles: (*tensors, *sizes, tiles, *constants, block_t, precision(dtype)),
+            heuristic=Config(80, 1, 1, 4, 1),
+            # Nearly 128, 256 or 512 bytes of a frame.
+            candidates=lambda: [Config(pixels, 1, 1, warps, 1) for pixels in (42, 80, 165) for warps in (2, 4, 8)],
         )
     )
     return out

@@ -1,7 +1,8 @@
 """Squeeze time into channels in CUDA C++: the operation of ``kernels/squeeze.py``, same formula, shapes and traffic.
 
-What Triton cannot say: a frame's bytes come in 16 at a time, whatever their alignment, one warp a row of the crop; they
-wait in shared memory and leave as whole rows of channels, 16 bytes a thread. CuPy compiles it on first use (NVRTC; no
+A frame's bytes come in 16 at a time, one warp a row of the crop; they wait in shared memory and leave as whole rows of
+channels, 16 bytes a thread. What Triton cannot say: this at any alignment of the frames, and no bank of shared memory
+asked twice at once. CuPy compiles it on first use (NVRTC; no
 CUDA toolkit, no headers) and keeps it in its cache. For compute capability 8.0 and later.
 """
 

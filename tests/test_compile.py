@@ -102,6 +102,17 @@ def test_maps_move_16_bytes_at_a_time(compiled: list[dict[str, Any]], architectu
     assert not narrow
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_frames_are_squeezed_16_bytes_at_a_time(compiled: list[dict[str, Any]], architecture: int) -> None:
+    """Coming and going: the only byte that is loaded by itself says whether the clip is mirrored."""
+    squeezes = [r["instructions"] for r in of(compiled, architecture) if r["name"].startswith("squeeze")]
+    assert squeezes
+    for found in squeezes:
+        assert sum(n for op, n in found.items() if op.startswith("ld.global") and op.endswith("8")) <= 1
+        assert any(op.startswith("ld.global") and ".v4." in op for op in found)
+        assert {op for op in found if op.startswith("st.global")} == {"st.global.v4.b32"}
+
+
 def test_every_kernel_and_dtype_is_there(compiled: list[dict[str, Any]]) -> None:
     kinds = {(r["name"].split()[0], r["dtype"]) for r in compiled}
     ops = ("conv", "downsample", "merge", "pointwise", "pool", "squeeze")

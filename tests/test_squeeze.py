@@ -1,15 +1,18 @@
 """Squeezing time into channels, against the formula in float64."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
+from triton.runtime.interpreter import InterpreterBuilder
 
 from sqt_fast.kernels.launch import executing
 from sqt_fast.kernels.squeeze import DTYPES, squeeze, squeeze_clips_reference
@@ -149,11 +152,50 @@ def any_clips(draw: st.DrawFn) -> Clips:
 
 
 @settings(max_examples=60, deadline=None)
-@given(any_clips(), st.sampled_from([16, 32, 64, 256]))
+@given(any_clips(), st.sampled_from([1, 5, 16, 80]))
 def test_any_clips_in_any_tiles(kernel_device: str, case: Clips, block_m: int) -> None:
     with executing(lambda problem: problem.launch(problem.heuristic._replace(block_m=block_m))()):
         found = squeeze(**case.on(kernel_device), dtype=torch.float32)
     assert_rounded_once(found, clips_formula(case))
+
+
+@contextmanager
+def watched_reads(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[NDArray[np.uint64]]]:
+    """Yield the addresses that the interpreter reads, as they come."""
+    reads: list[NDArray[np.uint64]] = []
+    load = InterpreterBuilder.create_masked_load
+
+    def noted(self: Any, pointers: Any, mask: Any, *more: Any) -> Any:
+        reads.append(pointers.data[mask.data])
+        return load(self, pointers, mask, *more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(InterpreterBuilder, "create_masked_load", noted)
+        yield reads
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(any_clips(), st.integers(0, 17), st.sampled_from([5, 42, 80]))
+def test_frames_at_any_address_are_read_and_nothing_beside_them(
+    kernel_device: str, monkeypatch: pytest.MonkeyPatch, case: Clips, offset: int, block_m: int
+) -> None:
+    """Views that begin and end anywhere in a larger tensor, so that chunks of 16 bytes reach over both ends."""
+    size = case.frames.numel()
+    memory = torch.full((offset + size + 17,), 255, dtype=torch.uint8, device=kernel_device)
+    frames = memory[offset : offset + size].view(case.frames.shape)
+    frames.copy_(case.frames)
+    arguments = case.on(kernel_device) | {"frames": frames}
+    with (
+        watched_reads(monkeypatch) as reads,
+        executing(lambda problem: problem.launch(problem.heuristic._replace(block_m=block_m))()),
+    ):
+        found = squeeze(**arguments, dtype=torch.float32)
+    assert_rounded_once(found, clips_formula(case))
+    if kernel_device == "cpu":
+        places = np.concatenate([each.ravel() for each in reads]).astype(np.int64) - memory.data_ptr()
+        near = places[(places >= 0) & (places < memory.numel())]
+        assert near.min() >= offset
+        assert near.max() < offset + size
 
 
 def test_writes_into_out_and_nowhere_else(kernel_device: str) -> None:
