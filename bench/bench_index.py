@@ -31,7 +31,7 @@ from sqt_fast.engine.decoders import DecoderSetup
 from sqt_fast.engine.labelling import Labelling, Task
 from sqt_fast.engine.memory import plan_resources
 from sqt_fast.errors import BackendError
-from sqt_fast.network.backends import Backend, load_backend
+from sqt_fast.network.backends import Backend, Started, load_backend
 from sqt_fast.network.choose import AUTO_PRECISIONS, CPU_BATCH
 from sqt_fast.network.registry import BACKENDS
 from sqt_fast.network.weights import Weights, load_weights
@@ -144,8 +144,8 @@ class NoNetwork:
     def __init__(self, num_classes: int) -> None:
         self.num_classes = num_classes
 
-    def run(self, clips: Tensor) -> tuple[Tensor, Tensor]:
-        return torch.zeros(len(clips), self.num_classes), torch.zeros(len(clips), 1)
+    def start(self, clips: Tensor) -> Started:
+        return Started(torch.zeros(len(clips), self.num_classes), torch.zeros(len(clips), 1))
 
     def release_memory(self) -> None:
         """It holds none."""
@@ -169,7 +169,7 @@ def _views(clips: list[Clip], protocol: ClipProtocol) -> list[View]:
 
 def _once(backend: Backend, protocol: ClipProtocol) -> Callable[[], object]:
     batch = torch.zeros((CPU_BATCH, 48, protocol.crop_size, protocol.crop_size), dtype=backend.dtype)
-    return lambda: backend.run(batch)
+    return lambda: backend.start(batch).results()
 
 
 def _run(backend: Backend, recipe: Recipe, style: RowStyle, video: VideoFile, num_videos: int) -> Callable[[], object]:

@@ -41,7 +41,7 @@ from bench.measure import (
     write,
 )
 from sqt_fast.errors import BackendError
-from sqt_fast.network.backends import DTYPES, Backend, load_backend, load_network
+from sqt_fast.network.backends import DTYPES, InferenceModel, Started, load_backend, load_network
 from sqt_fast.network.eager import eager_network
 from sqt_fast.network.fused import FusedNetwork
 from sqt_fast.network.model import SqueezeTime
@@ -83,10 +83,10 @@ class OfficialBackend:
         """It holds none."""
 
     @torch.inference_mode()
-    def run(self, clips: Tensor) -> tuple[Tensor, Tensor]:
+    def start(self, clips: Tensor) -> Started:
         """See ``backends.Backend``."""
         logits, embeddings = self.net(clips.to(self.device).contiguous())
-        return logits.cpu(), embeddings.cpu()
+        return Started(logits.cpu(), embeddings.cpu())
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -201,7 +201,7 @@ def _clips(batch_size: int, device: str, dtype: torch.dtype) -> Tensor:
 def _official(model: SqueezeTime, args: argparse.Namespace, batch_size: int) -> Call:
     backend = OfficialBackend(model, args.device)
     clips = _clips(batch_size, args.device, torch.float32).contiguous()
-    return partial(backend.net if args.cuda else backend.run, clips)
+    return partial(backend.net if args.cuda else backend.start, clips)
 
 
 def _backend(model: SqueezeTime, args: argparse.Namespace, batch_size: int, name: str, precision: str) -> Call:
@@ -211,7 +211,7 @@ def _backend(model: SqueezeTime, args: argparse.Namespace, batch_size: int, name
     return partial(load_network(name, model, device=args.device, precision=precision), clips)
 
 
-def _load(model: SqueezeTime, args: argparse.Namespace, batch_size: int, name: str, precision: str) -> Backend:
+def _load(model: SqueezeTime, args: argparse.Namespace, batch_size: int, name: str, precision: str) -> InferenceModel:
     return load_backend(name, model, device=args.device, precision=precision, batch_size=batch_size, size=SIZE)
 
 

@@ -2,6 +2,7 @@
 
 import importlib
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -82,6 +83,44 @@ def test_memory_format_does_not_matter(tiny_model: SqueezeTime, network_clips: T
         strict=True,
     ):
         assert torch.equal(ours, wanted)
+
+
+def test_on_a_cpu_results_are_there_at_once(tiny_model: SqueezeTime, network_clips: Tensor) -> None:
+    backend = eager(tiny_model)
+    started = backend.start(network_clips)
+    assert started.event is None
+    for ours, wanted in zip(started.results(), backend(network_clips), strict=True):
+        assert torch.equal(ours, wanted)
+
+
+def test_on_a_gpu_results_are_waited_for_when_they_are_asked_for(
+    tiny_model: SqueezeTime, network_clips: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Behind the copies, which wait for nobody, on the network's stream; and nothing is given back before."""
+    said: list[str] = []
+    event = SimpleNamespace(record=said.append, synchronize=lambda: said.append("waited"))
+    monkeypatch.setattr(torch.cuda, "Event", lambda blocking: event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: f"recorded on {device}")
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: said.append("all waited for"))
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: said.append("given back"))
+
+    class There(Tensor):
+        def to(self, *args: Any, **options: Any) -> Tensor:
+            if args[0] != "cpu":
+                return self
+            said.append(f"copied to the CPU, {options}")
+            return self.as_subclass(Tensor)
+
+    backend = eager(tiny_model)
+    backend.device = "cuda:1"
+    del backend.network
+    backend.network = lambda clips: (clips, clips)
+    started = backend.start(network_clips.as_subclass(There))
+    assert said == ["copied to the CPU, {'non_blocking': True}"] * 2 + ["recorded on cuda:1"]
+    assert torch.equal(started.results()[0], network_clips)
+    assert said[3:] == ["waited"]
+    backend.release_memory()
+    assert said[4:] == ["all waited for", "given back"]
 
 
 def test_memory_is_lent_where_the_network_has_some(tiny_model: SqueezeTime) -> None:

@@ -49,7 +49,7 @@ def test_batches_are_not_padded() -> None:
 def test_a_recorder_keeps_what_it_is_shown_once() -> None:
     clips, recorder = torch.randint(0, 256, (3, 48, 8, 8), dtype=torch.uint8), Recorder()
     for batch in (clips[:2], clips):
-        logits, embeddings = recorder.run(batch)
+        logits, embeddings = recorder.start(batch).results()
         assert len(logits) == len(embeddings) == len(batch)
     recorder.release_memory()
     assert pairs(torch.stack(list(recorder.clips.values()))) == len(recorder.clips) == 3

@@ -13,6 +13,7 @@ from sqt_fast.errors import BackendError, ConfigError
 from sqt_fast.kernels import tuned
 from sqt_fast.kernels.launch import executing
 from sqt_fast.network import choose as module
+from sqt_fast.network.backends import Started
 from sqt_fast.network.choose import Choice, choose, find_device, open_backend
 from sqt_fast.network.model import ModelConfig, SqueezeTime
 
@@ -26,8 +27,8 @@ class Fake:
         self.name, self.precision = name, precision
         self.dtype = torch.bfloat16 if precision == "bf16" else torch.float32
 
-    def run(self, clips: Tensor) -> tuple[Tensor, Tensor]:
-        return torch.zeros(len(clips), 7), torch.zeros(len(clips), 3)
+    def start(self, clips: Tensor) -> Started:
+        return Started(torch.zeros(len(clips), 7), torch.zeros(len(clips), 3))
 
     def release_memory(self) -> None:
         """It holds none."""
@@ -185,13 +186,13 @@ def test_a_damaged_cache_is_ignored(
 def test_the_stop_watch_takes_the_best_and_leaves_out_the_first() -> None:
     backend = Fake("eager", "bf16")
     calls = []
-    run = backend.run
+    start = backend.start
 
-    def counted(clips: Tensor) -> tuple[Tensor, Tensor]:
+    def counted(clips: Tensor) -> Started:
         calls.append((tuple(clips.shape), clips.dtype))
-        return run(clips)
+        return start(clips)
 
-    backend.run = counted  # type: ignore[method-assign]
+    backend.start = counted  # type: ignore[method-assign]
     assert 0 < module._seconds_a_clip(backend, 2, SIZE) < 1
     assert calls == [((2, 48, SIZE, SIZE), torch.bfloat16)] * 3
 

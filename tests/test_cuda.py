@@ -87,6 +87,27 @@ def test_a_captured_batch_never_waits_for_the_gpu(model: SqueezeTime) -> None:
         torch.cuda.set_sync_debug_mode("default")
 
 
+def test_batches_that_overlap_give_what_they_give_alone(model: SqueezeTime) -> None:
+    """Bytes of the next are sent while one computes, into memory that was used before, and results are fetched late."""
+    runner = load_backend("triton", model, device="cuda", precision="bf16", batch_size=8, size=224)
+    batches = DeviceBatches(FAST, torch.bfloat16, "cuda", runner.input)
+    generator = torch.Generator().manual_seed(0)
+    images = [torch.randint(0, 256, (224, 224, 3), dtype=torch.uint8, generator=generator) for _ in range(40)]
+    views = [[*batches.views(Clip(0, images[first : first + 16], 0))] * 8 for first in range(20)]
+    alone = []
+    for each in views:
+        alone.append(runner.run(batches.batch(each, 8)))
+        torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")  # nothing waits for the GPU before results are asked for
+    try:
+        under_way = [runner.start(batches.batch(each, 8)) for each in views]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    for started, wanted in zip(under_way, alone, strict=True):
+        assert started.logits.is_pinned()
+        assert all(torch.equal(*pair) for pair in zip(started.results(), wanted, strict=True))
+
+
 @pytest.mark.parametrize("protocol", [FAST, OFFICIAL], ids=lambda protocol: protocol.name)
 def test_batches_squeezed_there_are_the_hosts(protocol: ClipProtocol) -> None:
     images = [torch.randint(0, 256, (224, 224 if protocol is FAST else 300, 3), dtype=torch.uint8) for _ in range(16)]

@@ -1,6 +1,9 @@
 """Batches squeezed on the device: bytes travel once, and a device without the kernel says so."""
 
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -68,6 +71,78 @@ def test_a_batch_is_squeezed_where_the_network_reads_it(kernel_device: str) -> N
         assert torch.equal(batch, usual.batch(views_of(usual, clips), 3))
     assert ours.batch(views_of(ours, [CLIPS[3]]), 2).data_ptr() != memory.data_ptr()  # batches got smaller
     assert lent == [(3, 48, 16, 16)] * 3 + [(2, 48, 16, 16)]
+
+
+class Stream:
+    """Notes in ``said`` what is done on it, and for which other it waits."""
+
+    def __init__(self, name: str, said: list[str]) -> None:
+        self.name, self.said = name, said
+
+    def wait_stream(self, other: "Stream") -> None:
+        self.said.append(f"{self.name} waits for {other.name}")
+
+
+class OnAGpu(torch.Tensor):
+    """A clip that says it lies on a GPU."""
+
+    # Or what is done with it would be noted twice.
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+
+    @property
+    def device(self) -> torch.device:  # type: ignore[override]
+        return torch.device("cuda")
+
+
+def test_bytes_are_sent_beside_the_network_and_squeezed_behind_it(
+    kernel_device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory is taken, filled and handed over so that no stream touches what another still works with."""
+    if kernel_device != "cpu":
+        pytest.skip("streams are real there: test_cuda.py")
+    batches = DeviceBatches(ONE_CROP, torch.float32, "cpu")
+    host, decoded_there = views_of(batches, [CLIPS[3], CLIPS[3]])
+    decoded_there = replace(decoded_there, clip=decoded_there.clip.as_subclass(OnAGpu))
+    truth = batches.batch([host, host], 2)
+
+    said: list[str] = []
+    current = [Stream("network", said)]
+    squeeze, copy = batches.squeeze, torch.Tensor.copy_
+
+    @contextmanager
+    def on(stream: Stream) -> Iterator[None]:
+        current.append(stream)
+        yield
+        current.pop()
+
+    def note(what: str, call: Any) -> Any:
+        def noted(*args: Any, **options: Any) -> Any:
+            said.append(f"{current[-1].name}: {what}")
+            return call(*args, **options)
+
+        return noted
+
+    def taken(self: torch.Tensor, stream: Stream) -> None:
+        said.append(f"{stream.name} keeps {self.dtype} {tuple(self.shape)}")
+
+    batches.sending = cast(Any, Stream("sending", said))
+    batches.squeeze = note("squeeze", squeeze)
+    monkeypatch.setattr(torch.cuda, "stream", on)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: current[-1])
+    monkeypatch.setattr(torch.Tensor, "record_stream", taken)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.Tensor, "copy_", note("copy", copy))
+        batch = batches.batch([host, decoded_there], 2)
+    assert torch.equal(batch, truth)
+    assert said == [
+        "sending: copy",  # the host's clip
+        "network waits for sending",
+        "network keeps torch.uint8 (2, 16, 16, 16, 3)",
+        "network keeps torch.int32 (2, 16)",
+        "network keeps torch.int32 (2, 2)",
+        "network: copy",  # the clip that was decoded there
+        "network: squeeze",
+    ]
 
 
 @pytest.mark.parametrize(

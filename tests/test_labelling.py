@@ -1,15 +1,17 @@
 """The worker with a network that can be checked by hand: every video one result, whatever happens to the others."""
 
 import os
+import queue
 import threading
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -27,6 +29,7 @@ from sqt_fast.engine.labelling import Labelling, Sheet, Task
 from sqt_fast.engine.memory import Resources
 from sqt_fast.engine.results import RunCounters, VideoResult
 from sqt_fast.errors import BackendError, DeviceLostError
+from sqt_fast.network.backends import Started
 from sqt_fast.samples import encoding
 from sqt_fast.samples.encoding import Format
 from sqt_fast.samples.scenes import draw, random_scene
@@ -64,6 +67,9 @@ class MeansBackend:
 
     def release_memory(self) -> None:
         self.released += 1
+
+    def start(self, clips: Tensor) -> Started:
+        return Started(*self.run(clips))
 
     def run(self, clips: Tensor) -> tuple[Tensor, Tensor]:
         self.shapes.append(tuple(clips.shape))
@@ -389,7 +395,7 @@ def test_out_of_memory_makes_batches_smaller(videos: list[VideoFile], truth: dic
     assert watcher.notes == [f"out of memory: going on with batches of {size}" for size in sizes]
     assert [e for e in watcher.events if isinstance(e, BatchSizeChanged)] == [BatchSizeChanged(s) for s in sizes]
     assert backend.released == len(sizes)
-    assert worker.batch_size == sizes[-1]
+    assert worker.runs.batch_size == sizes[-1]
     assert backend.shapes[0][0] == 8
     assert {shape[0] for shape in backend.shapes if shape[0] <= room} == {sizes[-1]}
 
@@ -515,6 +521,123 @@ def test_what_goes_wrong_in_planning_costs_one_video(
     assert (row.status, row.error_message, row.codec) == (status, message, "mpeg4")
     others = by_path(results)
     assert all(others[v.name] == truth[v.name] for v in good[1:])
+
+
+# -- a network that answers later, as on a GPU ------------------------------------------------------------------------
+
+
+class Later(MeansBackend):
+    """It runs when it is waited for; only then are there results. under_way: batches started and not waited for."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.under_way = self.most_under_way = 0
+
+    def start(self, clips: Tensor) -> Started:
+        logits, embeddings = torch.full((len(clips), 6), torch.nan), torch.full((len(clips), 2), torch.nan)
+        self.under_way += 1
+        self.most_under_way = max(self.most_under_way, self.under_way)
+
+        def synchronize() -> None:
+            self.under_way -= 1
+            for result, now in zip((logits, embeddings), self.run(clips), strict=True):
+                result.copy_(now)
+
+        return Started(logits, embeddings, cast(Any, SimpleNamespace(synchronize=synchronize)))
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 64])
+def test_results_that_come_later_are_the_same(
+    videos: list[VideoFile], truth: dict[str, list[Any]], batch_size: int
+) -> None:
+    backend = Later()
+    worker = make_worker(backend, batch_size=batch_size, embeddings=True)
+    assert by_path(list(worker.label(videos))) == truth
+    assert backend.under_way == 0
+    assert backend.most_under_way <= 2
+    assert worker.take_counters().clips == sum("status='ok'" in str(row) for rows in truth.values() for row in rows)
+
+
+def test_a_batch_is_started_while_another_is_under_way(good: list[VideoFile], truth: dict[str, list[Any]]) -> None:
+    """Where the decoders are ahead, the network always has another batch before the results of one are waited for."""
+    seen: list[int] = []
+
+    class Patient(Later):
+        def start(self, clips: Tensor) -> Started:
+            seen.append(self.under_way)
+            assert wait_until(lambda: not decoder_threads(), 20)  # until everything is decoded
+            return super().start(clips)
+
+    worker = make_worker(Patient(), batch_size=1, embeddings=True)
+    worker._ready = queue.Queue()  # with room for everything
+    assert by_path(list(worker.label(good))) == {v.name: truth[v.name] for v in good}
+    assert len(seen) > 10
+    assert seen == [0] + [1] * (len(seen) - 1)
+
+
+def test_the_last_batch_is_not_held_back_until_more_comes(good: list[VideoFile], truth: dict[str, list[Any]]) -> None:
+    """The supervisor sends more videos when it has the results of these."""
+    worker = make_worker(Later(), embeddings=True)
+    worker.jobs.add(good[:1])
+    with closing(worker.results()) as results:
+        assert by_path([next_in_time(results)]) == {good[0].name: truth[good[0].name]}
+        worker.jobs.add(good[1:2])
+        assert by_path([next_in_time(results)]) == {good[1].name: truth[good[1].name]}
+
+
+def test_results_are_not_held_back_while_decoders_are_slow(good: list[VideoFile], truth: dict[str, list[Any]]) -> None:
+    quick, slow = (next(v for v in good if ("mkv" in v.path) is is_slow) for is_slow in (False, True))
+    worker = make_worker(Later(), batch_size=1, tools=Slow(30.0, name="mkv"), embeddings=True)
+    with closing(worker.label([quick, slow])) as results:
+        assert by_path([next_in_time(results)]) == {quick.name: truth[quick.name]}
+
+
+def next_in_time(results: Iterator[VideoResult]) -> VideoResult:
+    """Return the next result. Fails where it is held back."""
+    found: list[VideoResult] = []
+    thread = threading.Thread(target=lambda: found.append(next(results)), daemon=True)
+    thread.start()
+    thread.join(15)
+    assert found, "a result that is there is held back"
+    return found[0]
+
+
+@pytest.mark.parametrize("room", [1, 3])
+def test_memory_that_runs_out_later_loses_nothing(
+    videos: list[VideoFile], truth: dict[str, list[Any]], room: int
+) -> None:
+    backend = Later(room=room)
+    worker = make_worker(backend, batch_size=8, embeddings=True)
+    assert by_path(list(worker.label(videos))) == truth
+    assert worker.runs.batch_size <= room
+    assert backend.under_way == 0
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_a_clip_that_the_network_fails_on_later_costs_its_video_only(
+    good: list[VideoFile], truth: dict[str, list[Any]], batch_size: int
+) -> None:
+    bad = next(v for v in good if len(FAST.plan(probe(v))) > 1)
+    hated = float(views_of(bad, FAST)[0].clip.double().mean((1, 2))[0])
+    results = label(good, Later(hated=hated), batch_size=batch_size, embeddings=True)
+    rows = next(r.rows for r in results if r.video is bad)
+    assert [row.status for row in rows] == ["ok"] * (len(rows) - 1) + ["error"]
+    others = by_path(results)
+    assert all(others[v.name] == truth[v.name] for v in good if v is not bad)
+
+
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    [(KeyboardInterrupt(), KeyboardInterrupt), (torch.AcceleratorError("CUDA error: gone"), DeviceLostError)],
+    ids=["Ctrl-C", "lost"],
+)
+def test_what_ends_the_network_while_it_is_waited_for_ends_the_run(
+    good: list[VideoFile], error: BaseException, raised: type[BaseException]
+) -> None:
+    with pytest.raises(raised):
+        label(good, Later(error=error), batch_size=2)
+    assert decoder_threads() == []
+    assert descendants(os.getpid()) == []
 
 
 # -- stopping ---------------------------------------------------------------------------------------------------------

@@ -625,17 +625,17 @@ def test_parts_of_a_finished_table_never_come_back(lab: Lab, monkeypatch: pytest
 
 
 def test_a_resumed_run_begins_with_the_batches_that_fit(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = InferenceModel.run
+    start = InferenceModel.start
 
     def small(self: InferenceModel, clips: Any) -> Any:
         if len(clips) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return run(self, clips)
+        return start(self, clips)
 
     lab.run()
     whole = lab.rows()
     with monkeypatch.context() as patch:
-        patch.setattr(InferenceModel, "run", small)
+        patch.setattr(InferenceModel, "start", small)
         kill_after(patch, 2)
         with pytest.raises(KilledError):
             lab.run(overwrite=True)
@@ -644,9 +644,9 @@ def test_a_resumed_run_begins_with_the_batches_that_fit(lab: Lab, monkeypatch: p
 
     def watched(self: InferenceModel, clips: Any) -> Any:
         seen.append(len(clips))
-        return run(self, clips)
+        return start(self, clips)
 
-    monkeypatch.setattr(InferenceModel, "run", watched)
+    monkeypatch.setattr(InferenceModel, "start", watched)
     lab.run(batch_size=None)
     assert set(seen) == {2}
     assert [r | {"score": 0, "topk_scores": 0} for r in lab.rows()] == [

@@ -42,12 +42,16 @@ class DeviceBatches:
     lend: gives the memory that the network reads a batch of a shape from, or None; what is squeezed straight into it
     need not be copied. A batch is then good until the next is made.
 
+    Bytes are sent on a stream of their own, beside what the GPU computes of the batch before; only the squeeze waits
+    for them, on the current stream. So nothing here may wait for a GPU: what is sent lies in pinned memory.
+
     The first kernel of ``squeezers`` that runs is taken: one clip is tried at once. Raises BackendError if none does.
     """
 
     def __init__(self, protocol: ClipProtocol, dtype: torch.dtype, device: str, lend: Lend = _lend_nothing) -> None:
         self.protocol, self.dtype, self.device, self.lend = protocol, dtype, device, lend
         self.is_cuda = device.startswith("cuda")
+        self.sending = torch.cuda.Stream(device) if self.is_cuda else None  # type: ignore[no-untyped-call]
         blank = torch.zeros((protocol.crop_size, protocol.crop_size, 3), dtype=torch.uint8)
         reasons = []
         for self.squeeze in squeezers(device):
@@ -101,18 +105,35 @@ class DeviceBatches:
         """Squeeze views of frames of one size into ``out``; frames that several share go to the GPU once."""
         clips = {id(view.clip): view.clip for view in views}
         places = {key: place for place, key in enumerate(clips)}
-        frames = torch.empty((len(clips), *views[0].clip.shape), dtype=torch.uint8, device=self.device)
-        for target, clip in zip(frames, clips.values(), strict=True):
-            target.copy_(clip, non_blocking=True)
-        length = frames.shape[1]
+        length = views[0].clip.shape[0]
         first = torch.tensor([places[id(view.clip)] * length for view in views], dtype=torch.int32)
-        index = first[:, None] + torch.arange(length, dtype=torch.int32)
-        corners = torch.tensor([[view.top, view.left] for view in views], dtype=torch.int32)
+        host = [
+            first[:, None] + torch.arange(length, dtype=torch.int32),
+            torch.tensor([[view.top, view.left] for view in views], dtype=torch.int32),
+        ]
+        with torch.cuda.stream(self.sending):  # None, on a CPU, changes nothing
+            frames = torch.empty((len(clips), *views[0].clip.shape), dtype=torch.uint8, device=self.device)
+            for target, clip in zip(frames, clips.values(), strict=True):
+                if clip.device.type == "cpu":
+                    target.copy_(clip, non_blocking=True)
+            index, corners = (self._sent(tensor) for tensor in host)
+        self._take_over(frames, index, corners)
+        for target, clip in zip(frames, clips.values(), strict=True):
+            if clip.device.type != "cpu":  # decoded on the GPU, on the current stream
+                target.copy_(clip)
         self.squeeze(
-            frames.flatten(0, 1),
-            index.to(self.device),
-            corners=corners.to(self.device),
-            size=self.protocol.crop_size,
-            dtype=self.dtype,
-            out=out,
+            frames.flatten(0, 1), index, corners=corners, size=self.protocol.crop_size, dtype=self.dtype, out=out
         )
+
+    def _sent(self, tensor: Tensor) -> Tensor:
+        """Send a small tensor. From memory that is not pinned, that would wait for all that the stream has to do."""
+        return tensor.pin_memory().to(self.device, non_blocking=True) if self.is_cuda else tensor
+
+    def _take_over(self, *tensors: Tensor) -> None:
+        """Let the current stream wait for what is sent, and keep its memory until that stream is done with it."""
+        if self.sending is None:
+            return
+        current = torch.cuda.current_stream(self.device)
+        current.wait_stream(self.sending)
+        for tensor in tensors:
+            tensor.record_stream(current)

@@ -19,6 +19,7 @@ from sqt_fast.engine.decoders import DecoderSetup
 from sqt_fast.engine.labelling import Labelling, Task
 from sqt_fast.engine.memory import plan_resources
 from sqt_fast.errors import ConfigError
+from sqt_fast.network.backends import Started
 from sqt_fast.table.rows import RowStyle
 from sqt_fast.video.archive import find_videos
 
@@ -53,11 +54,11 @@ class Recorder:
     def __init__(self) -> None:
         self.clips: dict[bytes, Tensor] = {}
 
-    def run(self, clips: Tensor) -> tuple[Tensor, Tensor]:
+    def start(self, clips: Tensor) -> Started:
         """See Backend; there is one class."""
         self.clips |= {hashlib.sha256(clip.numpy().tobytes()).digest(): clip for clip in clips}
         nothing = torch.zeros(len(clips), 1)
-        return nothing, nothing
+        return Started(nothing, nothing)
 
     def release_memory(self) -> None:
         """See Backend."""

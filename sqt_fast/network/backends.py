@@ -6,6 +6,7 @@ both float32. B is always the same in a run, so a clip's result does not depend 
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -24,17 +25,34 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 DTYPES |= dict.fromkeys(QUANTISED, torch.float16)  # of the clips, and between products
 
 
+@dataclass(frozen=True)
+class Started:
+    """A batch that a network was given. logits (B, K) and embeddings (B, C), float32 on the CPU, are to be read through
+    ``results``. event: when a GPU has written them there; None if they are there.
+    """
+
+    logits: Tensor
+    embeddings: Tensor
+    event: torch.cuda.Event | None = None
+
+    def results(self) -> tuple[Tensor, Tensor]:
+        """Wait for logits and embeddings, and return them. Raises what went wrong on the GPU meanwhile."""
+        if self.event is not None:
+            self.event.synchronize()
+        return self.logits, self.embeddings
+
+
 class Backend(Protocol):
     """What labelling needs of a network. InferenceModel is the implementation; tests use a fake one."""
 
     dtype: torch.dtype
 
-    def run(self, clips: Tensor) -> tuple[Tensor, Tensor]:
-        """clips: (B, 48, S, S). Returns logits (B, K) and embeddings (B, C), float32 on the CPU."""
+    def start(self, clips: Tensor) -> Started:
+        """clips: (B, 48, S, S). Run the network on them; on a GPU, behind what was started before, without waiting."""
         ...
 
     def release_memory(self) -> None:
-        """Give back what can be made again, after memory has run out."""
+        """Give back what can be made again, after memory has run out. Waits for what was started."""
         ...
 
 
@@ -69,10 +87,20 @@ class InferenceModel(nn.Module):
         embeddings: Tensor = self(clips)[1]
         return embeddings
 
+    def start(self, clips: Tensor) -> Started:
+        """See Backend."""
+        # Where nothing waits for a copy, torch lets it go to pinned memory.
+        logits, embeddings = (each.to("cpu", non_blocking=True) for each in self(clips))
+        if not self.device.startswith("cuda"):
+            return Started(logits, embeddings)
+        # Blocking: who waits leaves its core to the decoders.
+        event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+        event.record(torch.cuda.current_stream(self.device))
+        return Started(logits, embeddings, event)
+
     def run(self, clips: Tensor) -> tuple[Tensor, Tensor]:
-        """Return both on the CPU. See Backend."""
-        logits, embeddings = self(clips)
-        return logits.cpu(), embeddings.cpu()
+        """clips: see ``forward``. Wait, and return logits and embeddings on the CPU."""
+        return self.start(clips).results()
 
     def input(self, shape: tuple[int, ...]) -> Tensor | None:
         """Lend the memory that the next clips (B, 48, H, W) of ``shape`` are read from, None if the network has none.
@@ -85,6 +113,8 @@ class InferenceModel(nn.Module):
 
     def release_memory(self) -> None:
         """See Backend. A network that keeps something for each shape of batch has ``clear``."""
+        if self.device.startswith("cuda"):
+            torch.cuda.synchronize(self.device)
         if (clear := getattr(self.network, "clear", None)) is not None:
             clear()
         if self.device.startswith("cuda"):

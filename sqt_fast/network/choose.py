@@ -222,7 +222,7 @@ def _seconds_a_clip(backend: Backend, batch_size: int, size: int, repeats: int =
     times = []
     for _ in range(repeats + 1):
         started = time.perf_counter()
-        backend.run(clips)
+        backend.start(clips).results()
         times.append(time.perf_counter() - started)
     return min(times[1:]) / batch_size
 
