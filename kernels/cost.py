@@ -51,20 +51,33 @@ class Work:
 def clocks(config: Config, work: Work) -> float:
     """Return about how many clocks all programs take on an H100; infinity where registers or shared memory run out."""
     samples, rows, columns = work.parts
-    m, n = config.block_m, config.block_n
-    programs = samples * math.ceil(rows / m) * math.ceil(columns / n)
+    programs = samples * math.ceil(rows / config.block_m) * math.ceil(columns / config.block_n)
     if not (together := _together(config, work)):
         return math.inf
-    factor = FLOAT32_FACTOR if work.itemsize == 4 else 1
-    products = (m * n * work.depth + m * work.more_products) * factor / PRODUCTS
-    operands = (m + n) * work.depth
-    moved = operands + m * (n + work.more_elements) + work.tile_elements
-    slowest = max(products, operands * work.itemsize / SHARED, moved * work.itemsize / L2)
-    wait = LATENCY / (config.num_stages - 1) if config.num_stages > 1 else 2 * LATENCY
-    waits = PROGRAM + work.depth / config.block_k * (STEP + wait)
+    busy, alone = _program(config, work)
     waves = math.ceil(programs / (MULTIPROCESSORS * together))
     last = math.ceil((programs - (waves - 1) * MULTIPROCESSORS * together) / MULTIPROCESSORS)
-    return (waves - 1) * max(together * slowest, waits) + max(last * slowest, waits)
+    return (waves - 1) * max(together * busy, alone) + max(last * busy, alone)
+
+
+def _program(config: Config, work: Work) -> tuple[float, float]:
+    """Return the clocks for which a program keeps the busiest part of a multiprocessor busy, and what it takes alone.
+
+    Its loop loads while it multiplies. What is chained behind waits for its loads, then multiplies.
+    """
+    m, n = config.block_m, config.block_n
+    rate = PRODUCTS / (FLOAT32_FACTOR if work.itemsize == 4 else 1)
+    products, chained = m * n * work.depth / rate, m * work.more_products / rate
+    operands, more = (m + n) * work.depth, m * (n + work.more_elements) + work.tile_elements
+    shared, loaded, more_loaded = (
+        operands * work.itemsize / SHARED,
+        operands * work.itemsize / L2,
+        more * work.itemsize / L2,
+    )
+    wait = LATENCY / (config.num_stages - 1) if config.num_stages > 1 else 2 * LATENCY
+    loop = work.depth / config.block_k * (STEP + wait) + max(products, shared, loaded)
+    behind = work.more_products / (64 * config.block_n) * (STEP + LATENCY) + chained + more_loaded
+    return max(products + chained, shared, loaded + more_loaded), PROGRAM + loop + behind
 
 
 def _together(config: Config, work: Work) -> int:

@@ -1,6 +1,7 @@
 """The estimate of what tiles cost: it tells apart what an H100 told apart, and chooses tiles that differ in kind."""
 
 import math
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sqt_fast.kernels import conv, merge_tiles, pointwise
 from sqt_fast.kernels.cost import VARIED, Work, clocks, promising
 from sqt_fast.kernels.launch import Config, Problem, executing, product_bytes
 from tests.compile_kernels import network_problems
@@ -46,31 +48,60 @@ FOUND = {
 
 @pytest.mark.parametrize(("name", "found"), FOUND.items(), ids=FOUND)
 def test_tiles_like_those_that_an_h100_chose_are_tried(name: str, found: tuple[int, ...]) -> None:
-    """Or tiles that share more rows of a map, which it was not offered."""
+    """Of convolutions, with more rows: most of those tried share rows of a map, which it was not offered."""
     problem = problems()[name]
     with executing(lambda _: None, architecture=90):
         tried = {problem.heuristic, *problem.candidates()}
     alike = [config for config in tried if config[1:4] == found[1:4] and config.out_rows == 1]
     assert alike
-    assert any(abs(math.log2(config.block_m / found[0])) <= 1 for config in alike)
+    assert "conv" in name or found[0] in {config.block_m for config in alike}
 
 
-# Microseconds on that H100.
+# Microseconds on that H100, of tiles that it was given: kernels whose limit is not memory itself.
 MEASURED = {
     "conv bf16 7x7/1 c=16 n=16 r=3136": (Config(128, 16, 64, 4, 3), 183),
     "conv bf16 3x3/1 c=64 n=16 r=3136 importance position": (Config(64, 16, 64, 4, 3), 148),
+    "merge bf16 c=64 n=64 n3=256+64": (Config(128, 64, 64, 4, 3), 550),
+    "merge bf16 c=64 n=64 n3=256+0 residual": (Config(128, 64, 64, 8, 3, 8), 624),
+    "merge bf16 c=128 n=128 n3=512+256": (Config(128, 128, 64, 8, 3), 597),
+    "merge bf16 c=128 n=128 n3=512+0 residual": (Config(128, 128, 64, 8, 3), 421),
+    "merge bf16 c=256 n=256": (Config(128, 128, 64, 8, 3), 171),
+    "merge bf16 c=512 n=512": (Config(128, 128, 64, 8, 3), 145),
     "pointwise bf16 k=1024+0 n=256 sums r=196": (Config(128, 128, 64, 8, 3), 73),
+    "pointwise bf16 k=2048+0 n=512 sums r=49": (Config(64, 128, 64, 4, 3), 69),
+    "pointwise bf16 k=512+1024 n=2048": (Config(128, 128, 64, 8, 3), 142),
+    "pointwise bf16 k=256+512 n=1024": (Config(128, 128, 64, 8, 3), 163),
 }
 
 
-@pytest.mark.parametrize(("name", "tiles", "us"), [(name, *value) for name, value in MEASURED.items()], ids=MEASURED)
-def test_the_estimate_is_near_what_an_h100_took(name: str, tiles: Config, us: float) -> None:
-    problem = problems()[name]
-    samples, rows, columns = problem.parts
-    depths = {"7x7": 7 * 128, "3x3": 3 * 192, "k=1024": 1024}
-    depth = next(depth for part, depth in depths.items() if part in name)
-    estimate = clocks(tiles, Work((samples, rows, columns), depth, product_bytes(tiles, 2), 2)) / HERTZ
-    assert 0.7 * us < 1e6 * estimate < 1.4 * us
+def estimates(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    """Return the microseconds of ``MEASURED`` as estimated."""
+    seen: list[Callable[[Config], Work]] = []
+    found: dict[str, float] = {}
+
+    def listen(configs: Iterable[Config], work: Callable[[Config], Work], most: int = 8) -> list[Config]:
+        seen.append(work)
+        return list(configs)[:most]
+
+    for module in (conv, merge_tiles, pointwise):
+        monkeypatch.setattr(module, "promising", listen)
+    for name, problem in problems().items():
+        if name in MEASURED:
+            with executing(lambda _: None, architecture=90):
+                problem.candidates()
+                found[name] = 1e6 * clocks(MEASURED[name][0], seen[-1](MEASURED[name][0])) / HERTZ
+    return found
+
+
+def test_the_estimate_is_near_what_an_h100_took(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within a factor of 1.7, where the slowest takes 9 times as long as the fastest; and most in the right order."""
+    estimated = estimates(monkeypatch)
+    assert estimated.keys() == MEASURED.keys()
+    for name, (_, us) in MEASURED.items():
+        assert us / 1.7 < estimated[name] < 1.7 * us, name
+    pairs = [(a, b) for a in MEASURED for b in MEASURED if MEASURED[a][1] > 1.3 * MEASURED[b][1]]
+    right = sum(estimated[a] > estimated[b] for a, b in pairs)
+    assert right / len(pairs) > 0.85
 
 
 @given(config=configs, rows=st.integers(1, 10**7), columns=st.integers(1, 4096), depth=st.integers(1, 10**4))
