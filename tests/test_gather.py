@@ -328,7 +328,8 @@ def test_no_frame_is_kept_longer_than_a_clip_needs_it(options: dict[str, float])
     for number in plan.wanted.tolist():
         intake.add([number], images[number : number + 1])
         unfinished = [clip for clip in clips if max(clip) > number]
-        assert set(maker._store) == {n for clip in unfinished for n in clip if n <= number}
+        kept = set(maker.wanted[list(maker._store)].tolist())
+        assert kept == {n for clip in unfinished for n in clip if n <= number}
     assert not maker._store
 
 

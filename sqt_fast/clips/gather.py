@@ -3,15 +3,18 @@ clips share it, and clips are made as soon as their frames are there, whatever t
 """
 
 import threading
-from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from sqt_fast.clips.crops import centre
 from sqt_fast.config import ClipProtocol
 from sqt_fast.video.sampling import ClipPlan, Int64
+
+Bools = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -28,93 +31,107 @@ class ClipMaker:
 
     A wanted frame that never comes is replaced by the last one before it in its segment, as a player would go on
     showing it; at the start of a segment by the next one; if a whole segment is lost, by its neighbours in the clip.
+
+    Frames are dealt with as many at once as come: all decoders of a device wait for Python's lock here.
     """
 
     def __init__(self, plan: ClipPlan, protocol: ClipProtocol) -> None:
-        self.plan, self.protocol = plan, protocol
+        self.protocol = protocol
         self.wanted = plan.wanted
-        places = np.searchsorted(self.wanted, plan.frames)  # (N, 16)
-        self._clip_of = np.argsort(places.ravel(), kind="stable") // plan.frames.shape[1]
-        self._first = np.append(0, np.cumsum(np.bincount(places.ravel(), minlength=len(self.wanted))))
+        self._places = np.searchsorted(self.wanted, plan.frames)  # (N, 16): clips, as places in wanted
+        self._clip_of = np.argsort(self._places.ravel(), kind="stable") // plan.frames.shape[1]
+        self._uses = np.bincount(self._places.ravel(), minlength=len(self.wanted))
+        self._first = np.append(
+            0, np.cumsum(self._uses)
+        )  # place i is seen by clips _clip_of[_first[i] : _first[i + 1]]
         self._waiting = np.full(len(plan), plan.frames.shape[1])
-        self._uses = np.diff(self._first)
         self._came = np.zeros(len(self.wanted), np.bool_)
-        self._missing: set[int] = set()
-        self._store: dict[int, Tensor | None] = {}
+        self._missing = np.zeros(len(self.wanted), np.bool_)
+        self._store: dict[int, Tensor | None] = {}  # by place
         self._lock = threading.Lock()
 
     def segment(self, numbers: Int64) -> "SegmentIntake":
-        """Return what takes the frames ``numbers`` of one segment."""
+        """Return what takes the frames ``numbers`` of one segment, which follow each other in ``wanted``."""
         return SegmentIntake(self, numbers)
 
-    def put(self, number: int, image: Tensor | None, *, missing: bool) -> list[Clip]:
-        """Take one frame and return the clips that are complete now. One that came before is not taken again."""
+    def put(self, start: int, images: Sequence[Tensor | None], missing: Bools) -> list[Clip]:
+        """Take the frames of consecutive places from ``start`` on, and return the clips that are complete now.
+
+        Those that came before are not taken again. missing: which of them are replaced.
+        """
+        end = start + len(images)
         with self._lock:
-            place = int(np.searchsorted(self.wanted, number))
-            if self._came[place]:
-                return []
-            self._came[place] = True
-            self._store[number] = image
-            if missing:
-                self._missing.add(number)
-            clips = self._clip_of[self._first[place] : self._first[place + 1]]
+            new = ~self._came[start:end]
+            self._came[start:end] = True
+            self._missing[start:end] |= missing & new
+            self._store.update((start + i, images[i]) for i in np.flatnonzero(new).tolist())
+            clips = self._clip_of[self._first[start] : self._first[end]]
+            if not new.all():
+                clips = clips[np.repeat(new, self._uses_of(start, end))]
             np.subtract.at(self._waiting, clips, 1)
-            ready = [self._take(int(i)) for i in dict.fromkeys(clips.tolist()) if not self._waiting[i]]
+            touched = np.unique(clips)
+            ready = [self._take(i) for i in touched[self._waiting[touched] == 0].tolist()]
             return [clip for clip in ready if clip is not None]
 
-    def own(self, numbers: list[int]) -> None:
-        """Copy the frames ``numbers`` that clips still wait for: they are views, and would hold their whole chunk."""
+    def own(self, start: int, end: int) -> None:
+        """Copy the frames of places start to end that clips still wait for: as views they would hold a whole chunk."""
         with self._lock:
-            for number in numbers:
-                if (image := self._store.get(number)) is not None:
-                    self._store[number] = image.clone()
+            for place in range(start, end):
+                if (image := self._store.get(place)) is not None:
+                    self._store[place] = image.clone()
+
+    def _uses_of(self, start: int, end: int) -> Int64:
+        """Return how often clips see each of these places, whatever has been made of them."""
+        return np.diff(self._first[start : end + 1])
 
     def _take(self, clip_index: int) -> Clip | None:
         """Return a complete clip and let go of its frames; None if none of them could be decoded."""
-        numbers = self.plan.frames[clip_index].tolist()
-        images = _filled([self._store[n] for n in numbers])
-        missing = sum(n in self._missing for n in numbers)
-        for n in numbers:
-            place = int(np.searchsorted(self.wanted, n))
-            self._uses[place] -= 1
-            if not self._uses[place]:
-                del self._store[n]
-        return None if images is None else Clip(clip_index, images, missing)
+        places = self._places[clip_index]
+        images = _filled([self._store[place] for place in places.tolist()])
+        np.subtract.at(self._uses, places, 1)
+        for place in set(places[self._uses[places] == 0].tolist()):
+            del self._store[place]
+        return None if images is None else Clip(clip_index, images, int(self._missing[places].sum()))
 
 
 class SegmentIntake:
     """The frames of one segment on their way into clips, in presentation order. Used by one thread."""
 
     def __init__(self, maker: ClipMaker, numbers: Int64) -> None:
-        self.maker = maker
-        self._pending = deque(numbers.tolist())
+        self.maker, self.numbers = maker, numbers
+        self._start = int(np.searchsorted(maker.wanted, numbers[0])) if len(numbers) else 0
+        self._taken = 0  # of numbers
         self._newest: Tensor | None = None
 
     def add(self, numbers: list[int], images: Tensor) -> list[Clip]:
         """Take the next frames, images (F, H, W, 3) uint8, and return the clips that are complete now."""
-        ready: list[Clip] = []
-        for number, image in zip(numbers, images, strict=True):
-            if not self._pending or number < self._pending[0]:  # it comes after its replacement
-                continue
-            if (size := self.maker.protocol.crop_size) and self.maker.protocol.num_crops == 1:
-                image = image[centre(image.shape[0], image.shape[1], size)]
-            ready += self._replace_missing(number, image)
-            self._newest = image
-            self._pending.popleft()
-            ready += self.maker.put(number, image, missing=False)
-        self.maker.own(numbers)
-        return ready
+        at = np.searchsorted(self.numbers, numbers)
+        late = int(np.searchsorted(at, self._taken))  # those come after their replacement
+        if late == len(numbers):
+            return []
+        if (size := self.maker.protocol.crop_size) and self.maker.protocol.num_crops == 1:
+            rows, columns = centre(images.shape[1], images.shape[2], size)
+            images = images[:, rows, columns]
+        return self._give(at[late:], list(images[late:].unbind()))
 
     def finish(self) -> list[Clip]:
         """Say that no more frames come, and return the clips that are complete now."""
-        return self._replace_missing(self._pending[-1] + 1, None) if self._pending else []
+        start, self._taken = self._taken, len(self.numbers)
+        left = self._taken - start
+        return self.maker.put(self._start + start, [self._newest] * left, np.ones(left, np.bool_))
 
-    def _replace_missing(self, before: int, following: Tensor | None) -> list[Clip]:
-        ready: list[Clip] = []
-        while self._pending and self._pending[0] < before:
-            image = following if self._newest is None else self._newest
-            ready += self.maker.put(self._pending.popleft(), image, missing=True)
-        return ready
+    def _give(self, at: Int64, images: list[Tensor]) -> list[Clip]:
+        """Pass on images at places of the segment, and for those between them the last before; at first, the next."""
+        start, self._taken = self._taken, int(at[-1]) + 1
+        there = np.zeros(self._taken - start, np.bool_)
+        there[at - start] = True
+        known = [images[0] if self._newest is None else self._newest, *images]
+        self._newest = images[-1]
+        all_images = images if there.all() else [known[i] for i in np.cumsum(there).tolist()]
+        first = self._start + start
+        clips = self.maker.put(first, all_images, ~there)
+        self.maker.own(first, first + len(all_images))
+        return clips
 
 
 def _filled(images: list[Tensor | None]) -> list[Tensor] | None:
