@@ -9,7 +9,9 @@ import pytest
 
 from sqt_fast.files import tuned_file
 from sqt_fast.kernels import tuned
+from sqt_fast.kernels.launch import Config
 from sqt_fast.kernels.tuned import forget, look_in, network_speeds, records, tuned_config
+from sqt_fast.network.registry import BACKENDS
 
 Write = Callable[..., None]
 
@@ -119,11 +121,22 @@ def test_files_are_read_once(committed: Path) -> None:
 
 
 def test_what_is_committed_is_of_the_form_that_is_read() -> None:
-    if not tuned.COMMITTED.exists():
-        pytest.skip("no tiles are committed yet")
     for family, record in json.loads(tuned.COMMITTED.read_text()).items():
         assert family.startswith("sm_")
         assert int(family[3:]) >= 80
         assert record["gpu"]
         for by_rows in record["tiles"].values():
-            assert all(rows.isdecimal() and len(tiles) == 5 for rows, tiles in by_rows.items())
+            assert all(rows.isdecimal() and Config(*tiles) for rows, tiles in by_rows.items())
+        for speeds in record["network"].values():
+            assert speeds.keys() <= BACKENDS.keys()
+            assert min(speeds.values()) > 0
+
+
+def test_on_hopper_our_kernels_are_the_fastest_known(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    look_in(tmp_path / "none.json")
+    forget()
+    found = network_speeds(90, "bf16")
+    assert found is not None
+    speeds, gpu = found
+    assert max(speeds, key=speeds.__getitem__) == "triton"
+    assert "H100" in gpu or "H200" in gpu

@@ -7,7 +7,7 @@ both float32. B is always the same in a run, so a clip's result does not depend 
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -157,7 +157,8 @@ def load_backend(
 ) -> InferenceModel:
     """Make the backend ``name`` of ``model`` for clips (batch_size, 48, size, size), and have it compile what it will.
 
-    Raises BackendError when it cannot run here, ConfigError when the network has no classifier or wants other clips.
+    Raises BackendError when it cannot run here or gives other numbers than PyTorch, ConfigError when the network has no
+    classifier or wants other clips.
     """
     if (wanted := model.config.input_channels) != INPUT_CHANNELS:
         raise ConfigError(f"these weights want {wanted} channels, clips have {INPUT_CHANNELS}: choose other --weights")
@@ -166,6 +167,8 @@ def load_backend(
         return backend
     try:  # a batch of the shape that will come, so that what fails fails now
         backend.run(torch.zeros((batch_size, INPUT_CHANNELS, size, size), dtype=backend.dtype))
+        if BACKENDS[name].must_agree:
+            _check(backend, model, name=name, precision=precision, batch_size=batch_size, size=size)
     except torch.OutOfMemoryError:
         torch.cuda.empty_cache()  # the worker halves batches that are too large
     except BackendError:  # it knows what to say
@@ -175,3 +178,11 @@ def load_backend(
         others = _others(name, device, model)
         raise BackendError(f"backend {name}: compiling failed ({first_line(error)}); use --backend {others}") from error
     return backend
+
+
+def _check(backend: InferenceModel, model: SqueezeTime, *, name: str, **how: Any) -> None:
+    """Raise BackendError if the backend gives other numbers than PyTorch. how: see ``agreement.why_wrong``."""
+    from sqt_fast.network.agreement import why_wrong  # here: it imports this file
+
+    if reason := why_wrong(backend, model, name=name, **how):
+        raise BackendError(f"backend {name}: {reason}; use --backend {_others(name, backend.device, model)}")

@@ -18,7 +18,8 @@ class BackendRecord:
     load: ``module:function`` of (model, device, dtype) that returns a ``backends.Network``. objection:
     ``module:function`` of (device, model) that returns why it cannot run there, None if it can. compile_s: about how
     long it compiles, to be weighed against what it gains. needs_start: on which kinds of device it has work to do on
-    the first batch of a shape, which is better done, and better fails, before there is anything to label. extra: what
+    the first batch of a shape, which is better done, and better fails, before there is anything to label.
+    must_agree: its arithmetic is ours, and held against PyTorch's before it is trusted (see ``agreement``). extra: what
     installs what it needs. by_request: it runs only where it is asked for, for something must be built for it first.
     precisions: those that it has.
     """
@@ -27,6 +28,7 @@ class BackendRecord:
     objection: str | None = None
     compile_s: float = 0.0
     needs_start: tuple[str, ...] = ()
+    must_agree: bool = False
     extra: str = "gpu"
     by_request: bool = False
     precisions: tuple[str, ...] = PRECISIONS
@@ -51,7 +53,10 @@ class BackendRecord:
 BACKENDS = {
     "eager": BackendRecord("sqt_fast.network.eager:eager_network"),
     "triton": BackendRecord(
-        "sqt_fast.network.graphed:graphed_network", "sqt_fast.network.graphed:why_not", needs_start=("cuda",)
+        "sqt_fast.network.graphed:graphed_network",
+        "sqt_fast.network.graphed:why_not",
+        needs_start=("cuda",),
+        must_agree=True,
     ),
     "compile": BackendRecord(
         "sqt_fast.network.compiled:compiled_network",
