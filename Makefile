@@ -18,7 +18,7 @@ GPU_PYTHON ?= python3
 RESULTS ?= bench/results
 comma := ,
 
-.PHONY: help setup index test test-all test-kernels check lint types bench gpu-check clean
+.PHONY: help setup index test test-all test-kernels check lint types bench gpu-check gpu-tune clean
 
 help:
 	@echo "make index [VIDEOS=folder] [OUT=labels.parquet] [WEIGHTS=k400]   label videos (sample videos, with our weights, if none are named)"
@@ -28,6 +28,7 @@ help:
 	@echo "make check                                                       lint, types, every test"
 	@echo "make bench                                                       measure, into $(RESULTS)"
 	@echo "make gpu-check                                                   GPU tests and benches, no installation"
+	@echo "make gpu-tune                                                    find the fastest tiles, into kernels/tuned.json"
 
 setup: $(READY)
 
@@ -66,6 +67,7 @@ bench: $(READY_DEV)
 	$(BIN)/python -m bench.bench_network --results $(RESULTS)
 	$(BIN)/python -m bench.bench_decode --results $(RESULTS)
 	$(BIN)/python -m bench.bench_index --results $(RESULTS)
+	$(BIN)/python -m bench.bench_worker --results $(RESULTS)
 
 KERNEL_TESTS := $(patsubst %,tests/test_%.py,numerics products pointwise conv ctl ctl_merge downsample pool bilinear squeeze \
 	squeeze_cuda fused launch tuned)
@@ -88,6 +90,10 @@ gpu-check:
 	$(if $(call HAS,av$(comma) nvidia.dali$(comma) cv2),step 90 $(GPU_PYTHON) -m bench.bench_routes --device cuda --results $(RESULTS);) \
 	$(if $(call HAS,av$(comma) nvidia.dali$(comma) cv2),step 60 $(GPU_PYTHON) -m bench.bench_train_loader --device cuda --clips 2000 --results $(RESULTS);) \
 	exit $$status
+
+# Batches as they come, the largest first: what it has found is kept when its time is up.
+gpu-tune:
+	$(GPU_PYTHON) -m sqt_fast tune --batch-size 256 --batch-size 64 --batch-size 8 --budget 150 --out kernels/tuned.json
 
 clean:
 	rm -rf $(VENV) build samples labels.parquet labels.parquet.parts *.egg-info
