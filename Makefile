@@ -69,8 +69,8 @@ bench: $(READY_DEV)
 	$(BIN)/python -m bench.bench_index --results $(RESULTS)
 	$(BIN)/python -m bench.bench_worker --results $(RESULTS)
 
-KERNEL_TESTS := $(patsubst %,tests/test_%.py,numerics products pointwise conv ctl ctl_merge downsample pool bilinear squeeze \
-	squeeze_cuda fused launch tuned)
+KERNEL_TESTS := $(patsubst %,tests/test_%.py,numerics products pointwise importance conv ctl ctl_merge downsample pool bilinear \
+	squeeze squeeze_cuda fused launch tuned)
 
 test-kernels: $(READY_DEV)
 	$(BIN)/python -m pytest -n auto $(KERNEL_TESTS) tests/test_compile.py tests/test_fold.py tests/test_graphed.py $(ARGS)

@@ -46,7 +46,7 @@ from bench.measure import (
 from sqt_fast.kernels.launch import Problem, best_config
 from sqt_fast.tuning.precompile import precompile, specialisations
 
-OPS = ("squeeze", "conv", "pool", "downsample", "pointwise", "merge")
+OPS = ("squeeze", "conv", "pool", "downsample", "pointwise", "importance", "merge")
 SHORTEST_S = 100e-6  # a shorter graph would measure its launch
 MOST_COPIES = 256
 HEADS = ("kernel", "times", "provider", "us", "p20", "p80", "GB/s", "TFLOP/s", "% copy", "% matrix", "% floor")

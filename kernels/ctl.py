@@ -9,8 +9,7 @@
 Unfused this writes and reads five maps of the size of y. Its kernel, ``ctl_merge.py``, reads x and h once and writes y
 once: ``(B*C*H*W + B*16*H*W + B*K*H*W) * itemsize`` bytes.
 
-The network is built from these references, so they cannot rot. What is small stays PyTorch in the fused network too:
-``importance``.
+The network is built from these references, so they cannot rot.
 """
 
 import torch
@@ -29,21 +28,6 @@ def position_reference(pos_embed: Tensor, height: int, width: int) -> Tensor:
     if pos_embed.shape[-2:] == (height, width):
         return pos_embed
     return F.interpolate(pos_embed, size=(height, width), mode="bilinear", align_corners=True)
-
-
-def importance(shares: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, *, pixels: int) -> Tensor:
-    """Return p: what the mean of every channel says of the importance of all.
-
-    ``p = sigmoid(relu(mean @ weight1 + bias1) @ weight2)``. shares: (B, tiles, C) float32, the sums over ``pixels``
-    pixels in parts; weight1, weight2: (C, C) and bias1: (C,) of one float dtype.
-
-    A kernel that did it in one launch was slower: cuBLAS shares the columns out among more of the GPU (H100, 256 clips,
-    C = 512: 22 us, the kernel 62).
-
-    Returns (B, C) of the weights' dtype, in 0..1.
-    """
-    mean = (shares.sum(1) / pixels).to(weight1.dtype)
-    return torch.sigmoid(torch.relu(torch.addmm(bias1, mean, weight1)) @ weight2)
 
 
 def ctl_merge_reference(

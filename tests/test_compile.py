@@ -22,6 +22,7 @@ from tests.compile_kernels import ARCHITECTURES
 PRODUCTS = {80: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.mma", 120: "mma.sync"}
 WIDE = ("cp.async.cg.shared.global", "cp.async.cg.shared.global.L2::128B")  # always 16 bytes
 NARROW = ("bilinear",)  # bytes that lie apart
+FEW_ROWS = ("importance",)  # too few for what multiplies 64 at once
 WITHOUT_PRODUCTS = ("bilinear", "downsample", "pool", "squeeze")
 
 
@@ -87,7 +88,8 @@ def test_products_are_the_tensor_cores(compiled: list[dict[str, Any]], architect
     without = []
     for r in of(compiled, architecture):
         wanted = PRODUCTS[architecture]
-        if not r["name"].startswith(WITHOUT_PRODUCTS) and not any(op.startswith(wanted) for op in r["instructions"]):
+        allowed = (wanted, "mma.sync") if r["name"].startswith(FEW_ROWS) else (wanted,)
+        if not r["name"].startswith(WITHOUT_PRODUCTS) and not any(op.startswith(allowed) for op in r["instructions"]):
             without.append(f"{r['name']} {r['config']}")
     assert not without
 

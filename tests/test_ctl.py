@@ -3,12 +3,10 @@
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sqt_fast.kernels.ctl import ctl_merge_reference, importance, position_reference
-from tests.accuracy import Draw, assert_as_good, each_dtype, without_tf32
+from sqt_fast.kernels.ctl import ctl_merge_reference, position_reference
 
 Float64 = NDArray[np.float64]
 
@@ -103,43 +101,3 @@ def test_position_is_stretched_corner_to_corner(height: int, width: int) -> None
 def test_position_of_the_same_size_is_itself() -> None:
     grid = torch.randn(1, 16, 7, 7)
     assert position_reference(grid, 7, 7) is grid
-
-
-# samples, tiles a sample, pixels a tile, channels
-MAPS = {"one sample": (1, 1, 49, 32), "many samples": (37, 1, 9, 64), "tiles": (3, 9, 99, 48), "a pixel": (5, 1, 1, 16)}
-
-
-def layers(x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor) -> Tensor:
-    """Return p as the release computes it: pooling and two convolutions."""
-    hidden = F.relu(F.conv2d(F.adaptive_avg_pool2d(x, 1), weight1.t()[:, :, None, None], bias1))
-    return torch.sigmoid(F.conv2d(hidden, weight2.t()[:, :, None, None]))[:, :, 0, 0]
-
-
-@each_dtype
-@pytest.mark.parametrize("shape", MAPS.values(), ids=MAPS)
-def test_importance_is_that_of_the_release(
-    kernel_device: str, shape: tuple[int, int, int, int], dtype: torch.dtype
-) -> None:
-    samples, tiles, pixels, channels = shape
-    draw = Draw(kernel_device, dtype)
-    x = draw.normal(samples, channels, tiles, pixels) + draw.normal(samples, channels, 1, 1)
-    weights = (
-        draw.normal(channels, channels, std=2 * channels**-0.5),
-        draw.normal(channels),
-        draw.normal(channels, channels, std=2 * channels**-0.5),
-    )
-    shares = x.sum(3, dtype=torch.float32).permute(0, 2, 1)
-    with without_tf32():
-        p = importance(shares, *weights, pixels=tiles * pixels)
-    assert samples == 1 or p.float().std(0).mean() > 0.05, "the samples should differ"
-    assert_as_good(p, layers, (x, *weights))
-
-
-@each_dtype
-def test_importance_of_extremes(kernel_device: str, dtype: torch.dtype) -> None:
-    """Gates that are wholly open or closed, sums that 16 bits do not hold, and no NaN from either."""
-    eye = torch.eye(16, dtype=dtype, device=kernel_device)
-    second = eye * torch.tensor([200.0, -200.0] * 8, dtype=dtype, device=kernel_device)
-    shares = torch.full((1, 2, 16), 1e6, device=kernel_device)
-    p = importance(shares, eye, torch.zeros(16, dtype=dtype, device=kernel_device), second, pixels=2_000_000)
-    assert p.tolist() == [[1.0, 0.0] * 8]

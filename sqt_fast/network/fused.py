@@ -1,8 +1,7 @@
 """The folded network on the kernels of ``kernels/``: what the triton backend runs.
 
-Activations are (B, H, W, C), dense, from the clip to the head. A Bottleneck is four or five kernels, conv1 with pooled
-sums, the two narrow convolutions, the merge, and the closing 1x1 behind it or within it; in between PyTorch makes the
-importance of channels of the sums.
+Activations are (B, H, W, C), dense, from the clip to the head. A Bottleneck is six or seven kernels: conv1 with pooled
+sums, the two layers of importance, the two narrow convolutions, the merge, and the closing 1x1 behind it or within it.
 """
 
 from dataclasses import dataclass
@@ -13,9 +12,10 @@ from torch import Tensor, nn
 from sqt_fast.errors import BackendError
 from sqt_fast.files import tuned_file
 from sqt_fast.kernels.conv import conv
-from sqt_fast.kernels.ctl import importance, position_reference
+from sqt_fast.kernels.ctl import position_reference
 from sqt_fast.kernels.ctl_merge import Closing, MergeWeights, can_close, merge
 from sqt_fast.kernels.downsample import downsample
+from sqt_fast.kernels.importance import importance
 from sqt_fast.kernels.pointwise import pointwise
 from sqt_fast.kernels.pool import pool
 from sqt_fast.kernels.tuned import look_in
