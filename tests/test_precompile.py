@@ -21,7 +21,7 @@ import torch, triton
 from triton.backends.compiler import GPUTarget
 from sqt_fast.kernels.launch import Config, executing
 from sqt_fast.kernels.pointwise import pointwise
-from sqt_fast.tuning.precompile import Specialisation, precompile, specialisations
+from sqt_fast.tuning.precompile import precompile, specialisations
 
 class Driver:
     def get_current_device(self): return 0
@@ -42,7 +42,7 @@ with executing(note, architecture=90):
 wanted = specialisations(launches)
 broken = wanted[0]._replace(data=wanted[0].data.replace('"num_warps": 4', '"num_warps": 3'))
 before = list(cache.rglob("*.cubin"))
-failed = precompile([*wanted, broken, Specialisation("no.such", "module", wanted[0].data)], 2)
+failed = precompile([*wanted, broken, wanted[0]._replace(module="no.such")], 2)
 made = list(cache.rglob("*.cubin"))
 compiled = [launch.compiled() for launch in launches]
 print(json.dumps({
@@ -101,5 +101,5 @@ def test_processes_that_are_killed_end_nothing(tmp_path: Path, monkeypatch: pyte
     """As many as were asked for count as not compiled."""
     (tmp_path / "deadly.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    wanted = [Specialisation("deadly", "any", '{"target": {"backend": "cuda", "arch": 90, "warp_size": 32}}')] * 3
+    wanted = [Specialisation("deadly", "any", "{}", ("cuda", 90, 32))] * 3
     assert precompile(wanted, 1) == 3

@@ -4,7 +4,6 @@ Threads would wait for each other: much of Triton's compiler is Python. The proc
 told by Triton's own description of a specialisation, and for which GPU by that too.
 """
 
-import json
 import multiprocessing
 import os
 from collections.abc import Iterable
@@ -22,11 +21,12 @@ from sqt_fast.signals import kill_with_parent, starting_uninterrupted
 
 
 class Specialisation(NamedTuple):
-    """A kernel and all that it is compiled for: what ``JITFunction.preload`` takes."""
+    """A kernel and what it is compiled for. data: what ``JITFunction.preload`` takes; target: fields of GPUTarget."""
 
     module: str
     kernel: str
     data: str
+    target: tuple[str, int, int]
 
 
 def specialisations(launches: Iterable[Launch]) -> list[Specialisation]:
@@ -37,7 +37,10 @@ def specialisations(launches: Iterable[Launch]) -> list[Specialisation]:
     found: dict[Specialisation, None] = {}
 
     def note(**said: Any) -> bool:
-        found[Specialisation(said["fn"].module, said["fn"].name, said["compile"]["specialization_data"])] = None
+        target = triton.runtime.driver.active.get_current_target()
+        where = said["fn"].module, said["fn"].name
+        data = said["compile"]["specialization_data"]
+        found[Specialisation(*where, data, (target.backend, target.arch, target.warp_size))] = None
         return True  # that it need not be compiled
 
     with triton.knobs.runtime.scope():
@@ -70,7 +73,7 @@ def precompile(wanted: Iterable[Specialisation], processes: int | None = None) -
 
 def _compile(wanted: Specialisation) -> bool:
     """Return whether it could be compiled."""
-    triton.runtime.driver.set_active(_Absent(wanted.data))
+    triton.runtime.driver.set_active(_Absent(GPUTarget(*wanted.target)))
     try:
         with redirect_stdout(None):  # where ptxas fails, Triton prints the whole source
             getattr(import_module(wanted.module), wanted.kernel).preload(wanted.data)
@@ -82,8 +85,8 @@ def _compile(wanted: Specialisation) -> bool:
 class _Absent:
     """What Triton asks of the driver of a GPU in order to compile for it."""
 
-    def __init__(self, data: str) -> None:
-        self.target = GPUTarget(**json.loads(data)["target"])
+    def __init__(self, target: GPUTarget) -> None:
+        self.target = target
 
     def get_current_device(self) -> str:
         return str(self.target)  # kernels are kept by device: another target must not find those of this one
