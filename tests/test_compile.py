@@ -78,7 +78,7 @@ def test_shared_memory_suffices(compiled: list[dict[str, Any]], architecture: in
 @pytest.mark.exhaustive
 def test_shared_memory_suffices_for_all_that_tuning_tries(tmp_path: Path) -> None:
     tried = compile_apart(tmp_path, "--candidates", "--quick", "--architectures", "90", "--dtypes", "bf16", "fp32")
-    assert len(tried) > 50  # or nothing was looked at
+    assert len(tried) > 30  # or nothing was looked at
     assert [f"{r['name']} {r['config']}: {r['error']}" for r in tried if r["error"]] == []
     assert [f"{r['name']} {r['config']}" for r in tried if r["shared_bytes"] > SHARED_BYTES[90]] == []
 
@@ -117,5 +117,5 @@ def test_frames_are_squeezed_16_bytes_at_a_time(compiled: list[dict[str, Any]], 
 
 def test_every_kernel_and_dtype_is_there(compiled: list[dict[str, Any]]) -> None:
     kinds = {(r["name"].split()[0], r["dtype"]) for r in compiled}
-    ops = ("conv", "downsample", "merge", "pointwise", "pool", "squeeze")
+    ops = ("conv", "downsample", "importance", "merge", "pointwise", "pool", "squeeze")
     assert kinds == {("bilinear", "bf16"), *((op, dtype) for op in ops for dtype in ("bf16", "fp16", "fp32"))}
