@@ -44,7 +44,7 @@ from bench.measure import (
     write,
 )
 from sqt_fast.kernels.launch import Problem, best_config
-from sqt_fast.tuning.precompile import precompile, specialisations
+from sqt_fast.network.precompile import precompile, specialisations
 
 OPS = ("squeeze", "conv", "pool", "downsample", "pointwise", "importance", "merge")
 SHORTEST_S = 100e-6  # a shorter graph would measure its launch

@@ -11,11 +11,13 @@ from torch import Tensor
 
 from sqt_fast.errors import BackendError
 from sqt_fast.files import cache_folder
+from sqt_fast.network import agreement
 from sqt_fast.network import backends as backends_module
-from sqt_fast.network.agreement import CLIPS, FINDINGS, why_wrong
+from sqt_fast.network.agreement import CLIPS, FINDINGS, Form, why_wrong
 from sqt_fast.network.backends import InferenceModel, load_backend
 from sqt_fast.network.choose import Choice, open_backend
-from sqt_fast.network.model import SqueezeTime
+from sqt_fast.network.model import ModelConfig, SqueezeTime
+from sqt_fast.network.parity import Parity
 from sqt_fast.network.registry import BACKENDS
 
 SIZE, BATCH = 64, 3
@@ -41,17 +43,17 @@ def backend_of(model: SqueezeTime, precision: str = "fp32", bend: Callable[[Tens
     return backend
 
 
-def ask(backend: InferenceModel, model: SqueezeTime, precision: str = "fp32", batch_size: int = BATCH) -> str | None:
-    return why_wrong(backend, model, name="triton", precision=precision, batch_size=batch_size, size=SIZE)
+def form_of(precision: str = "fp32", batch_size: int = BATCH) -> Form:
+    return Form("triton", "cpu", precision, batch_size, SIZE)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("batch_size", [1, BATCH])
-def test_what_agrees_is_asked_once(tiny_model: SqueezeTime, precision: str, batch_size: int) -> None:
-    backend = backend_of(tiny_model, precision)
-    for _ in range(2):
-        assert ask(backend, tiny_model, precision, batch_size) is None
-    assert backend.runs == 1
+def test_what_agrees_is_trusted(tiny_model: SqueezeTime, precision: str, batch_size: int) -> None:
+    form = form_of(precision, batch_size)
+    assert not form.is_trusted(tiny_model)
+    assert why_wrong(backend_of(tiny_model, precision), tiny_model, form) is None
+    assert form.is_trusted(tiny_model)
     ((key, found),) = json.loads((cache_folder() / FINDINGS).read_text()).items()
     assert f"triton {precision} {batch_size}x{SIZE}" in key
     assert found["clips"] == min(CLIPS, batch_size)
@@ -71,25 +73,53 @@ WRONG: dict[str, Callable[[Tensor], Tensor]] = {
 def test_what_is_wrong_is_refused_and_not_kept(tiny_model: SqueezeTime, bend: Callable[[Tensor], Tensor]) -> None:
     backend = backend_of(tiny_model, bend=bend)
     for runs in (1, 2):
-        reason = ask(backend, tiny_model)
+        reason = why_wrong(backend, tiny_model, form_of())
         assert reason is not None
         assert reason.startswith("its logits are not PyTorch's on this machine: ")
         assert backend.runs == runs
+    assert not form_of().is_trusted(tiny_model)
     assert not (cache_folder() / FINDINGS).exists()
 
 
-def test_another_shape_is_asked_again(tiny_model: SqueezeTime) -> None:
-    backend = backend_of(tiny_model)
-    for batch_size in (BATCH, BATCH, 2):
-        assert ask(backend, tiny_model, batch_size=batch_size) is None
-    assert backend.runs == 2
+def test_another_form_or_network_is_not_trusted(tiny_model: SqueezeTime) -> None:
+    form = form_of()
+    assert why_wrong(backend_of(tiny_model), tiny_model, form) is None
+    for change in ({"backend": "other"}, {"precision": "bf16"}, {"batch_size": 2}, {"size": 32}):
+        assert not replace(form, **change).is_trusted(tiny_model)
+    assert not form.is_trusted(SqueezeTime(ModelConfig(depth=18)))
 
 
 @pytest.fixture
-def wrong_triton(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A backend triton that runs on CPUs and is wrong."""
+def right_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A backend triton that runs on CPUs."""
     record = replace(BACKENDS["eager"], needs_start=("cpu",), must_agree=True)
     monkeypatch.setitem(BACKENDS, "triton", record)
+
+
+def load(model: SqueezeTime, batch_size: int = BATCH) -> InferenceModel:
+    return load_backend("triton", model, device="cpu", precision="fp32", batch_size=batch_size, size=SIZE)
+
+
+@pytest.mark.usefixtures("right_triton")
+def test_it_is_asked_and_compiled_for_once(tiny_model: SqueezeTime, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled, held = list[tuple[int, ...]](), list[Form]()
+    monkeypatch.setattr(InferenceModel, "compile_ahead", lambda self, shape: compiled.append(shape))
+    hold = agreement._held
+
+    def listen(backend: InferenceModel, model: SqueezeTime, form: Form) -> Parity:
+        held.append(form)
+        return hold(backend, model, form)
+
+    monkeypatch.setattr(agreement, "_held", listen)
+    for batch_size in (BATCH, BATCH, 2):
+        load(tiny_model, batch_size)
+    assert compiled == [(BATCH, 48, SIZE, SIZE), (2, 48, SIZE, SIZE)]
+    assert held == [form_of(), form_of(batch_size=2)]
+
+
+@pytest.fixture
+def wrong_triton(right_triton: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is wrong."""
     load_network = backends_module.load_network
 
     def load(name: str, model: SqueezeTime, *, device: str, precision: str) -> backends_module.Network:
@@ -105,7 +135,7 @@ def test_who_asked_for_it_is_told(tiny_model: SqueezeTime) -> None:
         r"^backend triton: its logits are not PyTorch's on this machine: error .*; use --backend eager or compile$"
     )
     with pytest.raises(BackendError, match=message):
-        load_backend("triton", tiny_model, device="cpu", precision="fp32", batch_size=BATCH, size=SIZE)
+        load(tiny_model)
 
 
 @pytest.mark.usefixtures("wrong_triton")

@@ -10,9 +10,11 @@ from torch import Tensor
 
 from sqt_fast.config import IndexConfig
 from sqt_fast.errors import BackendError, ConfigError
+from sqt_fast.files import keep_finding
 from sqt_fast.kernels import tuned
 from sqt_fast.kernels.launch import executing
 from sqt_fast.network import choose as module
+from sqt_fast.network.agreement import FINDINGS, Form
 from sqt_fast.network.backends import Started
 from sqt_fast.network.choose import Choice, choose, find_device, open_backend
 from sqt_fast.network.model import ModelConfig, SqueezeTime
@@ -200,14 +202,15 @@ def test_the_stop_watch_takes_the_best_and_leaves_out_the_first() -> None:
 # -- on a GPU ----------------------------------------------------------------------------------------------------------
 
 
-def on_gpu(model: SqueezeTime, monkeypatch: pytest.MonkeyPatch, **options: Any) -> Choice:
+def on_gpu(model: SqueezeTime, monkeypatch: pytest.MonkeyPatch, *, num_clips: int = 10**7, **options: Any) -> Choice:
     """Choose on a GPU of compute capability 9.0."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA H200")
     asked = config(**{"device": "cuda", "precision": "bf16", **options})
     with executing(lambda problem: None, architecture=90):
-        return choose(asked, model, num_clips=10**7, size=SIZE)
+        return choose(asked, model, num_clips=num_clips, size=SIZE)
 
 
 def measured(cache: Path, speeds: dict[str, float], family: str = "sm_90", precision: str = "bf16") -> None:
@@ -237,7 +240,7 @@ def test_on_a_gpu_the_fastest_there_is_chosen(
     assert choice.backend == backend
     assert choice.reason.startswith(f"{backend} because about {10**7} clips take {backend} ")
     assert choice.reason.endswith(" (by clips/s in bf16 on NVIDIA H200; sqt-fast tune measures here)")
-    compiling_s = {"compile": 60}
+    compiling_s = {"compile": 60, "triton": 20}
     for name, speed in speeds.items():
         seconds = f"{name} {compiling_s.get(name, 0) + 10**7 / speed:.0f} s"
         assert (seconds in choice.reason) == (name != "of tomorrow")
@@ -327,9 +330,24 @@ def test_a_short_job_is_not_compiled(tiny_model: SqueezeTime, cache: Path, monke
 def test_compiling_must_pay_against_the_fastest_that_compiles_nothing(
     tiny_model: SqueezeTime, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Against eager alone it would: 50 s more for eager, 60 s to compile, 30 s for triton."""
+    """Against eager alone it would: 200 s for eager, 25 s and 60 of compiling, 50 s for triton and 20 of compiling."""
     measured(cache, {"eager": 5e4, "compile": 4e5, "triton": 2e5})
     assert on_gpu(tiny_model, monkeypatch).backend == "triton"
+
+
+def test_kernels_that_were_compiled_here_before_cost_nothing(
+    tiny_model: SqueezeTime, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten short videos on a fresh machine are labelled by eager before kernels would be compiled."""
+    measured(cache, {"eager": 7e3, "triton": 1.6e4})
+    choice = on_gpu(tiny_model, monkeypatch, num_clips=1000)
+    assert choice.backend == "eager"
+    assert "triton 20.1 s with 20 s of compiling" in choice.reason
+    form = Form("triton", "cuda", "bf16", choice.batch_size, SIZE)
+    keep_finding(FINDINGS, form.key(tiny_model), {"ratio": 1.0})
+    choice = on_gpu(tiny_model, monkeypatch, num_clips=1000)
+    assert choice.backend == "triton"
+    assert "triton 0.0625 s, eager 0.143 s (" in choice.reason
 
 
 # -- opening ----------------------------------------------------------------------------------------------------------

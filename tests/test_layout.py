@@ -102,9 +102,9 @@ def test_video_knows_neither_torch_nor_the_rooms_above_it() -> None:
     assert importers("torch", *(f"sqt_fast.{room}" for room in above)) & inside("video") == set()
 
 
-def test_only_the_engine_and_the_tuners_compiler_start_processes() -> None:
+def test_only_the_engine_and_what_compiles_kernels_start_processes() -> None:
     starting = importers("multiprocessing", "subprocess", "concurrent.futures.process")
-    assert starting - inside("engine") == {"signals", "tuning.precompile"}
+    assert starting - inside("engine") == {"signals", "network.precompile"}
 
 
 def test_only_pipelines_know_dali() -> None:

@@ -11,7 +11,7 @@ import torch
 
 from sqt_fast.kernels.launch import Config, Problem, executing
 from sqt_fast.kernels.pointwise import pointwise
-from sqt_fast.tuning.precompile import Specialisation, precompile, specialisations
+from sqt_fast.network.precompile import Specialisation, precompile, specialisations
 
 # Kernels are interpreted where tests run: they are compiled in a process of its own.
 SCRIPT = """
@@ -21,7 +21,9 @@ import torch, triton
 from triton.backends.compiler import GPUTarget
 from sqt_fast.kernels.launch import Config, executing
 from sqt_fast.kernels.pointwise import pointwise
-from sqt_fast.tuning.precompile import precompile, specialisations
+from sqt_fast.network.fused import FusedNetwork
+from sqt_fast.network.model import ModelConfig, SqueezeTime
+from sqt_fast.network.precompile import precompile, specialisations
 
 class Driver:
     def get_current_device(self): return 0
@@ -45,9 +47,23 @@ before = list(cache.rglob("*.cubin"))
 failed = precompile([*wanted, broken, wanted[0]._replace(module="no.such")], 2)
 made = list(cache.rglob("*.cubin"))
 compiled = [launch.compiled() for launch in launches]
+after = len(list(cache.rglob("*.cubin")))
+# The tiny network, as ``compile_ahead`` of a backend does it before its first batch.
+with torch.device("meta"):
+    model = SqueezeTime(ModelConfig(depth=10, width=0.25, num_classes=7, pos_dim=(8, 4, 2, 2))).eval()
+network = FusedNetwork(model, device="meta", dtype=torch.bfloat16)
+with executing(lambda problem: None, architecture=90):
+    network.compile_ahead((4, 48, 32, 32))
+    of_network = []
+    with executing(lambda problem: of_network.append(problem.launch(problem.heuristic)), architecture=90):
+        network(torch.empty(4, 48, 32, 32, dtype=torch.bfloat16, device="meta"))
+ahead = len(list(cache.rglob("*.cubin"))) - len(made)
+for launch in of_network:
+    launch.compiled()
 print(json.dumps({
+    "ahead": ahead, "of_network": len(of_network), "needed": len(list(cache.rglob("*.cubin"))) - len(made),
     "launches": len(launches), "wanted": len(wanted), "failed": failed, "before": len(before), "made": len(made),
-    "after": len(list(cache.rglob("*.cubin"))), "left": len(specialisations(launches)),
+    "after": after, "left": len(specialisations(launches)),
     "targets": sorted({kernel.metadata.target.arch for kernel in compiled}),
 }))
 """
@@ -82,6 +98,12 @@ def test_the_process_that_launches_finds_them(found: dict[str, object]) -> None:
 
 def test_what_cannot_be_compiled_is_counted_and_costs_nothing_else(found: dict[str, object]) -> None:
     assert found["failed"] == 2
+
+
+def test_a_whole_network_is_compiled_ahead(found: dict[str, object]) -> None:
+    """All that it launches: nothing is left to compile when it runs."""
+    assert 10 < int(str(found["ahead"])) <= int(str(found["of_network"]))
+    assert found["needed"] == found["ahead"]
 
 
 def test_in_the_interpreter_there_is_nothing_to_compile() -> None:

@@ -7,7 +7,7 @@ both float32. B is always the same in a run, so a clip's result does not depend 
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -111,6 +111,11 @@ class InferenceModel(nn.Module):
         memory: Tensor | None = None if lend is None else lend(shape)
         return memory
 
+    def compile_ahead(self, shape: tuple[int, ...]) -> None:
+        """Compile what clips of ``shape`` (B, 48, H, W) need, where that can be done faster than by running them."""
+        if (compile_ahead := getattr(self.network, "compile_ahead", None)) is not None:
+            compile_ahead(shape)
+
     def release_memory(self) -> None:
         """See Backend. A network that keeps something for each shape of batch has ``clear``."""
         if self.device.startswith("cuda"):
@@ -166,9 +171,9 @@ def load_backend(
     if device.partition(":")[0] not in BACKENDS[name].needs_start:
         return backend
     try:  # a batch of the shape that will come, so that what fails fails now
-        backend.run(torch.zeros((batch_size, INPUT_CHANNELS, size, size), dtype=backend.dtype))
         if BACKENDS[name].must_agree:
-            _check(backend, model, name=name, precision=precision, batch_size=batch_size, size=size)
+            _be_trusted(backend, model, name=name, precision=precision, batch_size=batch_size, size=size)
+        backend.run(torch.zeros((batch_size, INPUT_CHANNELS, size, size), dtype=backend.dtype))
     except torch.OutOfMemoryError:
         torch.cuda.empty_cache()  # the worker halves batches that are too large
     except BackendError:  # it knows what to say
@@ -180,9 +185,15 @@ def load_backend(
     return backend
 
 
-def _check(backend: InferenceModel, model: SqueezeTime, *, name: str, **how: Any) -> None:
-    """Raise BackendError if the backend gives other numbers than PyTorch. how: see ``agreement.why_wrong``."""
-    from sqt_fast.network.agreement import why_wrong  # here: it imports this file
+def _be_trusted(
+    backend: InferenceModel, model: SqueezeTime, *, name: str, precision: str, batch_size: int, size: int
+) -> None:
+    """Compile what was never run here, and hold it against PyTorch. Raises BackendError if it gives other numbers."""
+    from sqt_fast.network.agreement import Form, why_wrong  # here: it imports this file
 
-    if reason := why_wrong(backend, model, name=name, **how):
+    form = Form(name, backend.device, precision, batch_size, size)
+    if form.is_trusted(model):
+        return
+    backend.compile_ahead((batch_size, INPUT_CHANNELS, size, size))
+    if reason := why_wrong(backend, model, form):
         raise BackendError(f"backend {name}: {reason}; use --backend {_others(name, backend.device, model)}")

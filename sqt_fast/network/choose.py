@@ -24,7 +24,7 @@ from sqt_fast.kernels.launch import architecture
 from sqt_fast.kernels.tuned import look_in, network_speeds
 from sqt_fast.network.backends import Backend, InferenceModel, load_backend
 from sqt_fast.network.model import SqueezeTime
-from sqt_fast.network.registry import BACKENDS, SIMPLEST
+from sqt_fast.network.registry import BACKENDS, SIMPLEST, BackendRecord
 from sqt_fast.versions import cpu_name
 
 # Where findings of this machine are kept, in the user's cache.
@@ -110,7 +110,7 @@ def open_backend(
             raise
         simplest = replace(choice, backend=SIMPLEST, reason=f"{error}; so {SIMPLEST}")
         return open_backend(simplest, model, size=size, may_fall_back=False)
-    if BACKENDS[choice.backend].compile_s and choice.device == "cpu":
+    if choice.device == "cpu" and _compiles_for_cpus(BACKENDS[choice.backend]):
         _remember_compile(choice, model, size, backend, time.perf_counter() - started)
     return choice, backend
 
@@ -162,7 +162,7 @@ def _backend(
     """Return the backend that ends the job soonest in the precision of ``choice``, and why."""
     on_cpu = choice.device == "cpu"  # where one gains by compiling or not at all
     offered = {name: record for name, record in BACKENDS.items() if not record.by_request}
-    names = [name for name, record in offered.items() if name == SIMPLEST or record.compile_s or not on_cpu]
+    names = [name for name, record in offered.items() if name == SIMPLEST or not on_cpu or _compiles_for_cpus(record)]
     refused = {name: reason for name in names if (reason := BACKENDS[name].why_not(choice.device, model))}
     able = [name for name in names if name not in refused]
     if able == [SIMPLEST]:
@@ -170,7 +170,7 @@ def _backend(
     if on_cpu:
         costs, source = _costs_on_cpu(able, choice, _key(choice, model, size), simplest_s)
     else:
-        costs, source = _costs_on_gpu(able, choice)
+        costs, source = _costs_on_gpu(able, choice, model, size)
     if not costs:
         return SIMPLEST, f"{SIMPLEST} because {source}"
     totals_s = {name: cost.ready_s + num_clips * cost.clip_s for name, cost in costs.items()}
@@ -199,17 +199,30 @@ def _costs_on_cpu(
     return {SIMPLEST: Cost(0.0, eager_s), **costs}, source
 
 
-def _costs_on_gpu(names: Sequence[str], choice: Choice) -> tuple[dict[str, Cost], str]:
+def _compiles_for_cpus(record: BackendRecord) -> bool:
+    return bool(record.compile_s) and "cpu" in record.needs_start
+
+
+def _costs_on_gpu(names: Sequence[str], choice: Choice, model: SqueezeTime, size: int) -> tuple[dict[str, Cost], str]:
     """Return what these backends cost on GPUs of this family, as far as they were measured, and how that is known."""
     family = architecture(choice.device)
     look_in(tuned_file())
     speeds, gpu = network_speeds(family, choice.precision) or ({}, "")
-    if costs := {name: Cost(BACKENDS[name].compile_s, 1 / speeds[name]) for name in names if name in speeds}:
+    ready_s = {name: _compile_s(name, choice, model, size) for name in names if name in speeds}
+    if costs := {name: Cost(seconds, 1 / speeds[name]) for name, seconds in ready_s.items()}:
         return costs, f"by clips/s in {choice.precision} on {gpu}; sqt-fast tune measures here"
     return {}, (
         f"nothing was measured in {choice.precision} on GPUs of compute capability {family / 10} "
         "(sqt-fast tune measures here, --backend triton tries it)"
     )
+
+
+def _compile_s(name: str, choice: Choice, model: SqueezeTime, size: int) -> float:
+    """Return what compiling costs on a GPU: nothing where this machine has done it, and kept it."""
+    from sqt_fast.network.agreement import Form  # here: what it holds networks against takes a while to import
+
+    form = Form(name, choice.device, choice.precision, choice.batch_size, size)
+    return 0.0 if BACKENDS[name].must_agree and form.is_trusted(model) else BACKENDS[name].compile_s
 
 
 def _time_simplest(model: SqueezeTime, size: int, precision: str) -> float:

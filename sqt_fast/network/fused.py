@@ -4,6 +4,7 @@ Activations are (B, H, W, C), dense, from the clip to the head. A Bottleneck is 
 sums, the two layers of importance, the two narrow convolutions, the merge, and the closing 1x1 behind it or within it.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,11 +17,13 @@ from sqt_fast.kernels.ctl import position_reference
 from sqt_fast.kernels.ctl_merge import Closing, MergeWeights, can_close, merge
 from sqt_fast.kernels.downsample import downsample
 from sqt_fast.kernels.importance import importance
+from sqt_fast.kernels.launch import Launch, Problem, best_config, executing
 from sqt_fast.kernels.pointwise import pointwise
 from sqt_fast.kernels.pool import pool
 from sqt_fast.kernels.tuned import look_in
 from sqt_fast.network.fold import fold
 from sqt_fast.network.model import CTL, BasicBlock, Block, Bottleneck, SqueezeTime
+from sqt_fast.network.precompile import precompile, specialisations
 
 
 def why_not_network(model: SqueezeTime) -> str | None:
@@ -52,6 +55,18 @@ class FusedNetwork:
         self.stem = pack.conv(folded.conv1)
         self.blocks = [pack.block(block) for layer in _layers(folded) for block in layer]
         self.fc_weight, self.fc_bias = pack.weight(folded.fc.weight), pack.weight(folded.fc.bias)
+
+    def compile_ahead(self, shape: Sequence[int]) -> None:
+        """Compile what clips of ``shape``, (B, 48, S, S), need, on all cores. Nothing is launched."""
+        launches: list[Launch] = []
+
+        def note(problem: Problem) -> None:
+            launches.append(problem.launch(best_config(problem)))
+
+        clips = torch.empty(shape, dtype=self.dtype, device=self.fc_weight.device, memory_format=self.memory_format)
+        with executing(note):
+            self(clips)
+        precompile(specialisations(launches))
 
     def __call__(self, clips: Tensor) -> tuple[Tensor, Tensor]:
         """clips: (B, 48, S, S) of the network's dtype, channels last. Returns (B, K) and (B, C), float32."""

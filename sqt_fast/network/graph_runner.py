@@ -5,6 +5,7 @@ A graph replays some hundred launches as one: without it, a small batch waits fo
 
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -68,6 +69,11 @@ class GraphRunner:
                 return None
             captured.is_lent = True
             return captured.clips
+
+    def compile_ahead(self, shape: Sequence[int]) -> None:
+        """Compile what the network needs for clips of ``shape``, if it knows how to before it runs."""
+        if (compile_ahead := getattr(self.net, "compile_ahead", None)) is not None:
+            compile_ahead(shape)
 
     def clear(self) -> None:
         """Let go of all graphs and their memory; they are captured again when they are needed."""

@@ -55,6 +55,7 @@ BACKENDS = {
     "triton": BackendRecord(
         "sqt_fast.network.graphed:graphed_network",
         "sqt_fast.network.graphed:why_not",
+        compile_s=20.0,  # some 45 kernels, on all cores; less where they were compiled before
         needs_start=("cuda",),
         must_agree=True,
     ),

@@ -25,9 +25,9 @@ from sqt_fast.network.choose import find_device
 from sqt_fast.network.fused import FusedNetwork
 from sqt_fast.network.graphed import why_not
 from sqt_fast.network.model import SqueezeTime
+from sqt_fast.network.precompile import precompile, specialisations
 from sqt_fast.network.registry import BACKENDS
 from sqt_fast.network.weights import load_weights
-from sqt_fast.tuning.precompile import precompile, specialisations
 from sqt_fast.tuning.tuned_file import TunedFile
 
 # What a launch of tiles that do not fit this GPU raises: Triton's compiler, ptxas, and the driver.

@@ -1,4 +1,4 @@
-"""Compile launches before any of them is timed, in processes of their own, into Triton's cache on disk.
+"""Compile launches before any of them is needed, in processes of their own, into Triton's cache on disk.
 
 Threads would wait for each other: much of Triton's compiler is Python. The processes see no GPU: what to compile is
 told by Triton's own description of a specialisation, and for which GPU by that too.
