@@ -1,6 +1,7 @@
 """The decoders' threads: what is tried again, within which memory, and how all ends."""
 
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +174,37 @@ def test_long_segments_get_ffmpegs_own_threads(
     assert job.report.frames_decoded > 0
     assert job.decoders == {"cpu"}
     assert min(job.seconds.values()) > 0
+
+
+@pytest.mark.parametrize(("num_videos", "num_begun"), [(2, 1), (12, 1), (16, 4), (100, 4)])
+def test_few_videos_start_few_processes_and_many_start_all(
+    num_videos: int, num_begun: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the first decoder has not done anything yet."""
+    begun: set[str] = set()
+    everyone, go_on = threading.Event(), threading.Event()
+
+    def probe(self: Decoders, job: Job, process: DecoderProcess) -> None:
+        begun.add(threading.current_thread().name)
+        if len(begun) == num_begun:
+            everyone.set()
+        go_on.wait(60)
+        self.jobs.probed(job, [])
+
+    monkeypatch.setattr(Decoders, "_probe", probe)
+    jobs = Jobs()
+    jobs.add(VideoFile(f"{i}.mp4", 1, 1) for i in range(num_videos + 1))  # the first decoder takes one
+    jobs.close()
+    worker = make(jobs, num_decoders=4)
+    worker.start()
+    assert everyone.wait(60)
+    time.sleep(0.5)
+    assert len(begun) == num_begun
+    go_on.set()
+    for thread in worker.threads:
+        thread.join(60)
+    worker.stop()
+    assert worker.error is None
 
 
 def test_a_decoders_thread_computes_alone(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:

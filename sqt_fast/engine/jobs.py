@@ -97,6 +97,11 @@ class Jobs:
         """Whether everyone is to stop."""
         return self._stopped
 
+    @property
+    def num_waiting(self) -> int:
+        """How many videos nobody has taken yet."""
+        return len(self._videos)
+
     def take(self, own: Job | None) -> tuple[Job, Segment | None] | None:
         """Wait for work: a job and its next segment, or a new job that is to be probed; None when all is done.
 
