@@ -83,12 +83,12 @@ gpu-check:
 	step() { limit=$$1; shift; echo "== $$*"; timeout -k 5 $$limit "$$@" || { echo "== failed ($$?): $$*"; status=1; }; }; \
 	pytest() { limit=$$1; shift; step $$limit $(GPU_PYTHON) -m pytest -q -o addopts= -o filterwarnings=default -p no:cacheprovider "$$@"; }; \
 	pytest 150 $(if $(call HAS,xdist),-n 12) tests/test_cuda.py $(KERNEL_TESTS); \
+	$(if $(call HAS,av$(comma) nvidia.dali$(comma) cv2),pytest 90 -m needs_cuda tests/test_cuda_decode.py tests/test_cuda_index.py;) \
+	$(if $(call HAS,av$(comma) nvidia.dali$(comma) cv2),step 90 $(GPU_PYTHON) -m bench.bench_routes --device cuda --results $(RESULTS);) \
 	step 130 $(GPU_PYTHON) -m bench.bench_kernels --budget 70 --results $(RESULTS); \
 	step 80 $(GPU_PYTHON) -m bench.bench_network --device cuda --precision bf16 --budget 30 --results $(RESULTS); \
-	step 50 $(GPU_PYTHON) -m bench.bench_kernels --dtype fp16 fp32 --providers triton cupy eager --results $(RESULTS); \
-	$(if $(call HAS,av$(comma) nvidia.dali$(comma) cv2),pytest 40 -m needs_cuda tests/test_cuda_decode.py;) \
-	$(if $(call HAS,av$(comma) nvidia.dali$(comma) cv2),step 90 $(GPU_PYTHON) -m bench.bench_routes --device cuda --results $(RESULTS);) \
-	$(if $(call HAS,av$(comma) nvidia.dali$(comma) cv2),step 60 $(GPU_PYTHON) -m bench.bench_train_loader --device cuda --clips 2000 --results $(RESULTS);) \
+	step 30 $(GPU_PYTHON) -m bench.bench_kernels --dtype fp16 fp32 --providers triton cupy eager --results $(RESULTS); \
+	$(if $(call HAS,av$(comma) nvidia.dali$(comma) cv2),step 30 $(GPU_PYTHON) -m bench.bench_train_loader --device cuda --clips 2000 --results $(RESULTS);) \
 	exit $$status
 
 # Batches as they come, the largest first: what it has found is kept when its time is up.
