@@ -27,7 +27,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sqt_fast.kernels.cost import Work, promising
+from sqt_fast.kernels.cost import Work, clocks, promising
 from sqt_fast.kernels.launch import Config, Problem, check, dtype_name, fitting, power_of_two_over, product_bytes, run
 from sqt_fast.kernels.numerics import dot, narrow, precision, scale
 
@@ -179,19 +179,24 @@ class _Tiles:
     scaled: bool
 
     def heuristic(self) -> Config:
-        """Many rows, as a tile has few columns, in steps of 64; four rows of a map at once where columns are few.
+        """Many rows, as a tile has few columns, in steps of 64; several rows of a map at once where columns are few.
 
         Found on an H100, bf16, 256 clips, one row of a map at once: 7x7 of 16 channels in steps of 64 instead of 128
         took 183 us instead of 323, the scaled 3x3 of 64 channels in 64 rows instead of 128 148 us instead of 205. What
-        several rows gain is computed (cost.py), not measured.
+        several rows gain is computed (cost.py), not measured: much where there are tiles for all multiprocessors.
         """
-        itemsize, columns, height = self.x.element_size(), self.taps[3], self.size[0]
-        out_rows = 1 if itemsize == 4 or columns > 16 else 4 if height >= 28 else 2 if height >= 14 else 1
-        few = self.size[0] * self.size[1] <= 64 or (self.scaled and out_rows == 1)
-        block_n = min(power_of_two_over(columns * out_rows), 64)
-        block_k = min(power_of_two_over(self.taps[1] * self.taps[2]), 32 if itemsize == 4 else 64)
-        warps = 8 if itemsize == 4 and block_n > 16 else 4
-        return fitting(Config(64 if few else 128, block_n, block_k, warps, 3, 8, out_rows), self.x)
+        itemsize, columns = self.x.element_size(), self.taps[3]
+        block_k = min(power_of_two_over(self.taps[1] * self.taps[2]), 128 // itemsize)
+        if itemsize == 2 and columns <= 16:
+            cuts = [(m, out_rows) for out_rows in (1, 2, 4) for m in (64, 128)]
+        else:
+            cuts = [(64 if self.scaled or math.prod(self.size) <= 64 else 128, 1)]
+        configs = []
+        for block_m, out_rows in cuts:
+            block_n = min(power_of_two_over(columns * out_rows), 64)
+            warps = 8 if itemsize == 4 and block_n > 16 else 4
+            configs.append(fitting(Config(block_m, block_n, block_k, warps, 3, 8, out_rows), self.x))
+        return min(configs, key=lambda config: clocks(config, self.work(config)))
 
     def candidates(self) -> list[Config]:
         """The best 8 of 64 to 256 rows, 4 or 8 warps, 3 or 4 loads in flight, and up to 8 rows of a map at once.

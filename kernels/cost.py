@@ -48,10 +48,19 @@ class Work:
     tile_elements: int = 0
 
 
+def fill(config: Config, parts: tuple[int, int, int]) -> bool:
+    """Return whether there are tiles of ``parts``, see ``Work``, for every multiprocessor of an H100."""
+    return _num_programs(config, parts) >= MULTIPROCESSORS
+
+
+def _num_programs(config: Config, parts: tuple[int, int, int]) -> int:
+    samples, rows, columns = parts
+    return samples * math.ceil(rows / config.block_m) * math.ceil(columns / config.block_n)
+
+
 def clocks(config: Config, work: Work) -> float:
     """Return about how many clocks all programs take on an H100; infinity where registers or shared memory run out."""
-    samples, rows, columns = work.parts
-    programs = samples * math.ceil(rows / config.block_m) * math.ceil(columns / config.block_n)
+    programs = _num_programs(config, work.parts)
     if not (together := _together(config, work)):
         return math.inf
     busy, alone = _program(config, work)

@@ -191,7 +191,7 @@ def merge(
             key=" ".join((dtype_name(y.dtype), f"c={channels} n={columns}", *flags)),
             kernel=_merge_kernel,
             out=out,
-            parts=(1, pixels, columns),
+            parts=tiles.parts,
             args=lambda _: (*tensors, *tail, pixels, height, width, *constants),
             heuristic=tiles.heuristic(),
             candidates=tiles.candidates,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sqt_fast.kernels.cost import Work, promising
+from sqt_fast.kernels.cost import Work, fill, promising
 from sqt_fast.kernels.launch import (
     Config,
     architecture,
@@ -44,6 +44,9 @@ class MergeTiles:
         config = Config(block_m, block_n, block_k, 8, 3, copy_bytes=8 if narrow else 16)
         if narrow and itemsize == 2 and _multiplies_in_groups(y.device):
             config = config._replace(num_warps=4, copy_bytes=16)
+        if itemsize == 2 and not fill(config, self.parts):  # few clips: smaller tiles for more of the GPU
+            block_n = block_n if self.columns3 else min(block_n, 64)
+            config = config._replace(block_m=64, block_n=block_n, num_warps=4, copy_bytes=16)
         return fitting(config, y, self.shared_bytes)
 
     def candidates(self) -> list[Config]:
@@ -62,14 +65,18 @@ class MergeTiles:
         }
         return promising(configs, self.work)
 
+    @property
+    def parts(self) -> tuple[int, int, int]:
+        """Rows are pixels of all samples."""
+        return 1, math.prod(self.y.shape[:3]), self.columns
+
     def work(self, config: Config) -> Work:
         """Return what a tile has to do: 3x3 and 1x1 of y, the gate in three steps of 64, and the closing."""
         itemsize = self.y.element_size()
-        parts = 1, math.prod(self.y.shape[:3]), self.columns
         depth, shared = 10 * self.channels + 3 * 64, self.shared_bytes(config, itemsize)
         inner = self.columns + self.depth2
         return Work(
-            parts,
+            self.parts,
             depth,
             shared,
             itemsize,

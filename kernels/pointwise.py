@@ -21,10 +21,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sqt_fast.kernels.cost import Work, promising
+from sqt_fast.kernels.cost import Work, fill, promising
 from sqt_fast.kernels.launch import (
     Config,
     Problem,
+    architecture,
     check,
     dtype_name,
     fitting,
@@ -127,7 +128,7 @@ def pointwise(
             out=out,
             parts=parts,
             args=args,
-            heuristic=_heuristic(x, depth, depth2, columns, parts[1]),
+            heuristic=_heuristic(x, depth, depth2, parts),
             candidates=partial(_candidates, x, depth, depth2, parts, residual=residual is not None),
             reference=partial(pointwise_reference, x, weight, bias, second=second, residual=residual, relu=relu),
         )
@@ -154,14 +155,21 @@ def _check(
         raise ValueError(f"{depth} and {depth2} channels: give multiples of 16")
 
 
-def _heuristic(x: Tensor, depth: int, depth2: int, columns: int, rows: int) -> Config:
-    """128 rows where a sample has them, as many columns as the registers of 8 warps hold, three loads in flight."""
+def _heuristic(x: Tensor, depth: int, depth2: int, parts: tuple[int, int, int]) -> Config:
+    """128 rows where a sample has them, as many columns as the registers of 8 warps hold, three loads in flight.
+
+    64 by 64 where the GPU would not be full otherwise, as with few clips.
+    """
     itemsize = x.element_size()
-    block_m = 128 if rows > 64 and itemsize == 2 else 64
-    block_n = min(power_of_two_over(columns), 128 if itemsize == 2 else 64)
+    block_m = 128 if parts[1] > 64 and itemsize == 2 else 64
+    block_n = min(power_of_two_over(parts[2]), 128 if itemsize == 2 else 64)
     block_k = power_of_two_divisor(depth | depth2, 128 // itemsize)
-    warps = 8 if block_m * block_n > 8192 else 4
-    return fitting(Config(block_m, block_n, block_k, warps, 3), x)
+    config = Config(block_m, block_n, block_k, 8 if block_m * block_n > 8192 else 4, 3)
+    if not fill(config, parts):
+        # With 4 warps, some bytes are spilled on sm_100 and sm_120 (Triton 3.7).
+        warps = 8 if itemsize == 2 and architecture(x.device) >= 100 else 4
+        config = config._replace(block_m=64, block_n=min(block_n, 64), num_warps=warps)
+    return fitting(config, x)
 
 
 def _candidates(x: Tensor, depth: int, depth2: int, parts: tuple[int, int, int], *, residual: bool) -> list[Config]:

@@ -203,6 +203,8 @@ def tasks_of(
 def network_tasks(architectures: Iterable[int], dtypes: Sequence[str], *, quick: bool = False) -> list[Task]:
     """Return the compilations of networks of both kinds of blocks with the tiles that they would use, each once.
 
+    For many clips, and of bfloat16 for few.
+
     quick: all shapes of bfloat16 for the oldest GPUs in use and for Hopper (sm_80, sm_90); for others, and of float16
     and float32, which networks seldom run in, only the first and the last shape of every kernel.
     """
@@ -210,9 +212,10 @@ def network_tasks(architectures: Iterable[int], dtypes: Sequence[str], *, quick:
     for architecture in architectures:
         for dtype in dtypes:
             problems = {
-                problem.name: problem
+                (problem.name, batch): problem
+                for batch in ((256, 8) if dtype == "bf16" else (256,))
                 for depth in (18, 50)
-                for problem in network_problems(architecture, DTYPES[dtype], depth=depth)
+                for problem in network_problems(architecture, DTYPES[dtype], depth=depth, batch=batch)
             }
             chosen = [*problems.values(), *squeeze_problems(architecture, DTYPES[dtype])]
             in_use = architecture in (80, 90)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sqt_fast.kernels.conv import conv, conv_reference
-from sqt_fast.kernels.launch import Config, Problem, dtype_name
+from sqt_fast.kernels.launch import Config, Problem, dtype_name, executing
 from tests.accuracy import (
     SIXTEEN_TO_EIGHTY,
     Draw,
@@ -143,6 +143,17 @@ def test_several_rows_of_a_map_at_once(kernel_device: str, name: str, out_rows: 
     with with_tiles(lambda _: Config(16, 32, 32, 4, 2, out_rows=out_rows)):
         out = conv(*args, **kwargs)
     assert_as_good(out, conv_reference, args, **kwargs)
+
+
+@pytest.mark.parametrize(("clips", "out_rows"), [(256, 4), (8, 1), (1, 1)])
+def test_rows_at_once_are_for_many_clips(clips: int, out_rows: int) -> None:
+    """They leave fewer tiles, which a few clips have too few of for a whole GPU."""
+    x = torch.empty(clips, 28, 28, 16, dtype=torch.bfloat16, device="meta")
+    weight, bias = torch.empty(7, 7, 16, 16, dtype=x.dtype, device="meta"), torch.empty(16, device="meta")
+    found: list[Problem] = []
+    with executing(found.append, architecture=90):
+        conv(x, weight, bias)
+    assert found[0].heuristic.out_rows == out_rows
 
 
 def _given(config: Config, problem: Problem) -> Config:
