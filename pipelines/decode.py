@@ -39,7 +39,8 @@ def resize_on(device: torch.device) -> Resize:
     """Return our kernel where it runs, tried once; else PyTorch's operations: as exact, and slower."""
     try:
         frames, matrix = torch.zeros((1, 2, 2, 3), dtype=torch.uint8, device=device), from_nvdec(2, full_range=False)
-        bilinear(frames, (1, 1), matrix=matrix)
+        for chroma_axis in (None, 2):
+            bilinear(frames, (1, 1), matrix=matrix, chroma_axis=chroma_axis)
     except Exception as error:  # noqa: BLE001 - Triton raises of all kinds, most often for want of a C compiler
         log.warning("frames are resized by PyTorch, as Triton does not run here: %s", first_line(error))
         return bilinear_reference
@@ -97,12 +98,14 @@ class SegmentPipeline:
         turn = sample.orientation
         frames = frames.transpose(1, 2) if turn.transpose else frames
         size = resized_size(frames.shape[1], frames.shape[2], self.short_side)
-        matrix = (
-            from_bt601(sample.colorspace)  # the decoder that DALI has on the CPU converts as swscale does, to the bit
-            if self._stream is None
-            else from_nvdec(sample.colorspace, full_range=sample.full_range)
+        if self._stream is None:  # the decoder that DALI has on the CPU converts as swscale does, to the bit
+            matrix, chroma_axis = from_bt601(sample.colorspace), None
+        else:
+            matrix = from_nvdec(sample.colorspace, full_range=sample.full_range)
+            chroma_axis = (1 if turn.transpose else 2) if sample.left_chroma else None
+        return self._resize(
+            frames, size, flip_y=turn.flip_y, flip_x=turn.flip_x, matrix=matrix, chroma_axis=chroma_axis
         )
-        return self._resize(frames, size, flip_y=turn.flip_y, flip_x=turn.flip_x, matrix=matrix)
 
     def release_memory(self) -> None:
         """Give unused memory of DALI and torch back to the device."""

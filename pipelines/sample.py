@@ -16,7 +16,8 @@ class SegmentSample:
     each once (DALI would decode from the start again). coded_size: (height, width) of the frames that the decoder
     writes, to plan memory. display_size: (height, width), what of them is shown, from the upper left corner; None for
     all. orientation: how they are then turned. colorspace: the matrix of ITU-T H.273 that their colours ask for;
-    full_range: whether their luma goes from 0 to 255.
+    full_range: whether their luma goes from 0 to 255; left_chroma: whether their chroma lies on the left of its two
+    pixels, not between them.
     """
 
     data: bytes | bytearray | memoryview | NDArray[np.uint8]
@@ -26,6 +27,7 @@ class SegmentSample:
     orientation: Orientation = field(default_factory=Orientation)
     colorspace: int = 2
     full_range: bool = False
+    left_chroma: bool = False
 
     def __post_init__(self) -> None:
         assert self.indices.dtype == np.int32

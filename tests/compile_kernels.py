@@ -159,14 +159,16 @@ def squeeze_problems(architecture: int, dtype: torch.dtype, *, batch: int = 256)
 
 
 def frame_problems(architecture: int) -> list[Problem]:
-    """Return what a segment's frames go through, with and without colour."""
+    """Return what a segment's frames go through, with and without colour, and with chroma that is moved."""
     from sqt_fast.kernels.bilinear import bilinear
 
     frames = torch.empty((128, 1080, 1920, 3), dtype=torch.uint8, device="meta")
 
     def run() -> None:
-        for matrix in (None, torch.empty((3, 4), dtype=torch.int32, device="meta")):
-            bilinear(frames, (256, 455), matrix=matrix)
+        matrix = torch.empty((3, 4), dtype=torch.int32, device="meta")
+        bilinear(frames, (256, 455))
+        for chroma_axis in (None, 2):
+            bilinear(frames, (256, 455), matrix=matrix, chroma_axis=chroma_axis)
 
     return problems_of(run, architecture)
 

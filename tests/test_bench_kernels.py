@@ -91,7 +91,7 @@ def test_what_one_of_each_kernel_moves_and_computes() -> None:
     assert closing.moved_bytes == 2 * (pixels * (64 + 16 + 64 + 256) + 2 * 64 + weights) + biases
     assert closing.flops == 2 * pixels * weights
     pointwise = found["pointwise bf16 k=256+0 n=64 sums r=3136"]
-    sums = 4 * 2 * 25 * 64
+    sums = 4 * 2 * 49 * 64  # for two clips in tiles of 64 pixels
     assert pointwise.moved_bytes == 2 * (pixels * (256 + 64) + 256 * 64) + 4 * 64 + sums
     assert pointwise.flops == 2 * pixels * 256 * 64
     downsample = found["downsample bf16 s=2 c=256"]

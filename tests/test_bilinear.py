@@ -74,22 +74,46 @@ def test_kernel_equals_opencv(old: tuple[int, int], new: tuple[int, int], kernel
 
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS, ids=str)
+@pytest.mark.parametrize("left", [False, True], ids=["centred", "left"])
 @pytest.mark.parametrize("name", MATRICES)
 def test_frames_are_cropped_turned_and_put_right_before(
-    orientation: Orientation, name: str, kernel_device: str
+    orientation: Orientation, name: str, kernel_device: str, *, left: bool
 ) -> None:
-    """In one pass, out of frames that are larger, the same as one after the other."""
+    """In one pass, out of frames that are larger, the same as one after the other. left: where chroma lies."""
     matrix, new = MATRICES[name], (17, 29)
     decoded = noise(2, 44, 52, 3)
     shown = decoded[:, :40, :50]
-    whole = (shown.shape[1], shown.shape[2])
-    truth = opencv(upright(bilinear_reference(shown, whole, matrix=matrix), orientation), new)
+    whole, axis = (shown.shape[1], shown.shape[2]), 2 if left else None
+    truth = opencv(upright(bilinear_reference(shown, whole, matrix=matrix, chroma_axis=axis), orientation), new)
     options: dict[str, Any] = {"flip_x": orientation.flip_x, "flip_y": orientation.flip_y, "matrix": matrix}
+    options["chroma_axis"] = 1 if left and orientation.transpose else axis
     for function, device in ((bilinear_reference, "cpu"), (bilinear, kernel_device)):
         there = decoded.to(device)[:, :40, :50]
         images = function(there.transpose(1, 2) if orientation.transpose else there, new, **options)
         assert torch.equal(images.cpu(), truth)
     assert (matrix is None) == torch.equal(bilinear_reference(shown, whole, matrix=matrix), shown)
+
+
+@pytest.mark.parametrize("axis", [1, 2])
+@pytest.mark.parametrize("side", [1, 2, 7, 8])
+def test_chroma_is_moved_as_the_formula_says(axis: int, side: int, kernel_device: str) -> None:
+    """In floating point, rounded once. Where a byte is 0 or 255, colours stay where they are."""
+    shape = (1, side, 6, 3) if axis == 1 else (1, 6, side, 3)
+    frames = noise(*shape)
+    levels = np.moveaxis(frames[0].numpy().astype(np.float64), axis - 1, 0)  # the axis first
+    luma = levels @ [0.299, 0.587, 0.114]
+    chroma = levels - luma[..., None]
+    wanted = levels.copy()
+    for x in range(side):
+        other = min(max(x - 1 if x % 2 == 0 else x + 1, 0), side - 1)
+        clipped = ((levels[[x, other]] % 255) == 0).any(axis=(0, -1))
+        moved = (3 * chroma[x] - chroma[other]) / 2 if x % 2 == 0 else (chroma[x] + chroma[other]) / 2
+        wanted[x] = np.where(clipped[:, None], levels[x], luma[x][:, None] + moved)
+    wanted = np.moveaxis(wanted, 0, axis - 1).clip(0, 255)
+    same = torch.eye(3, 4, dtype=torch.int32) * 65536
+    for function, device in ((bilinear_reference, "cpu"), (bilinear, kernel_device)):
+        images = function(frames.to(device), shape[1:3], matrix=same, chroma_axis=axis)
+        assert np.abs(images[0].cpu().numpy() - wanted).max() <= 0.501
 
 
 def test_colours_equal_exact_arithmetic(kernel_device: str) -> None:

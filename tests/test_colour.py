@@ -18,7 +18,7 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sqt_fast.clips.colour import from_bt601, from_nvdec, matrix_from_nvdec
+from sqt_fast.clips.colour import LEFT_CHROMA, from_bt601, from_nvdec, matrix_from_nvdec
 from sqt_fast.engine.segment_decoder import SegmentDecoder, gpu_pipelines
 from sqt_fast.engine.selftest import CLIPS, host_frames
 from sqt_fast.engine.selftest import encode as encode_numbered
@@ -169,9 +169,8 @@ def as_on_a_gpu(data: bytes, *, full_range: bool = False) -> Tensor:
     return torch.from_numpy(np.stack([nv12_to_rgb(*picture, full_range=full_range) for picture in pictures]))
 
 
-# Of what is left: chroma of H.264 lies at the left of its pixels, and swscale goes by that; DALI takes it for centred.
-@pytest.mark.parametrize(("codec", "mean", "largest"), [("vp8", 0.2, 2), ("h264", 0.4, 4)])
-def test_what_a_gpu_decoded_is_put_right(codec: str, mean: float, largest: int) -> None:
+@pytest.mark.parametrize(("codec", "left"), [("vp8", False), ("h264", True), ("hevc", True)])
+def test_what_a_gpu_decoded_is_put_right(codec: str, *, left: bool) -> None:
     """An H100 showed means of 0.753 for VP8 and 0.776 for H.264 after a resize, then DALI's; these are before it."""
     data = encode_numbered(CLIPS[codec])
     images = as_on_a_gpu(data)[::5]
@@ -180,9 +179,14 @@ def test_what_a_gpu_decoded_is_put_right(codec: str, mean: float, largest: int) 
     raw = images.numpy() - truth
     np.testing.assert_allclose(raw.mean(axis=(0, 1, 2)), [0.79, -0.5, 0.95], atol=0.02)
     assert 0.73 < np.abs(raw).mean() < 0.77
-    mended = np.abs(apply(from_nvdec(2, full_range=False), images).numpy() - truth)
-    assert mended.mean() < mean
-    assert mended.max() <= largest
+    matrix, size = from_nvdec(2, full_range=False), (images.shape[1], images.shape[2])
+    mended = [
+        np.abs(bilinear_reference(images, size, matrix=matrix, chroma_axis=axis).numpy() - truth) for axis in (None, 2)
+    ]
+    assert mended[left].mean() < 0.25
+    assert mended[left].max() <= 2
+    assert mended[not left].mean() > 0.3, "where chroma lies would make no difference"
+    assert left == (codec in LEFT_CHROMA)
 
 
 @pytest.mark.parametrize("full_range", [False, True], ids=["limited", "full"])

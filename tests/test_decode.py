@@ -143,6 +143,23 @@ def test_a_gpus_colours_are_put_right(
     assert torch.equal(images["gpu"], bilinear_reference(frames, size, matrix=matrix))
 
 
+@pytest.mark.parametrize("left_chroma", [False, True], ids=["centred", "left"])
+@pytest.mark.parametrize("orientation", ORIENTATIONS, ids=str)
+def test_a_gpus_chroma_is_moved_along_the_stored_rows(
+    pipeline: SegmentPipeline, monkeypatch: pytest.MonkeyPatch, orientation: Orientation, *, left_chroma: bool
+) -> None:
+    """Whichever way the picture is turned then; on the CPU it lies right."""
+    wanted = replace(sample((320, 240), [2, 9], (180, 300)), orientation=orientation, left_chroma=left_chroma)
+    frames = torch.from_numpy(host_frames(wanted))
+    monkeypatch.setattr(pipeline, "_stream", object())
+    images = pipeline._finish(wanted, frames)
+    matrix = from_nvdec(2, full_range=False)
+    mended = bilinear_reference(frames, (180, 300), matrix=matrix, chroma_axis=2 if left_chroma else None)
+    assert torch.equal(images, resize(upright(mended, orientation).contiguous(), SHORT_SIDE))
+    monkeypatch.setattr(pipeline, "_stream", None)
+    assert torch.equal(pipeline._finish(wanted, frames), on_the_host(wanted))
+
+
 @pytest.mark.parametrize("kind", [bytes, bytearray, memoryview, lambda data: np.frombuffer(data, np.uint8)])
 def test_any_kind_of_bytes(pipeline: SegmentPipeline, kind: Callable[[bytes], bytes]) -> None:
     wanted = sample((128, 96), [4])

@@ -347,4 +347,5 @@ def test_the_decoder_is_told_how_a_segment_is_shown(folder: Path) -> None:
     assert [sample.display_size for sample in seen] == [(240, 320), None]
     assert all((sample.coded_size, sample.orientation) == (facts.coded_size, turn) for sample in seen)
     assert [(sample.colorspace, sample.full_range) for sample in seen] == [(1, True), (1, True)]
+    assert all(sample.left_chroma for sample in seen)
     assert list(seen[0].indices) == list(segment.indices)

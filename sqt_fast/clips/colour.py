@@ -21,6 +21,9 @@ if TYPE_CHECKING:  # processes that read and decode for training have none
 _BT709, _BT2020 = (0.2126, 0.0722), (0.2627, 0.0593)
 _WEIGHTS = {1: _BT709, 4: (0.30, 0.11), 7: (0.212, 0.087), 9: _BT2020, 10: _BT2020}
 _BT601 = (0.299, 0.114)
+# Codecs whose chroma lies on the left of its two pixels, unless a stream says otherwise, as few do (chroma_location of
+# FFmpeg's decoders). DALI takes all for centred.
+LEFT_CHROMA = frozenset({"h264", "hevc", "mpeg4"})
 
 
 def matrix_from_bt601(colorspace: int) -> NDArray[np.float64] | None:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from sqt_fast.clips.colour import LEFT_CHROMA
 from sqt_fast.engine.events import Note, Report
 from sqt_fast.engine.segment_decoder import (
     MAX_BATCH_BYTES,
@@ -83,6 +84,7 @@ class GpuRoute:
                 source.orientation,
                 facts.colorspace,
                 full_range=facts.is_full_range,
+                left_chroma=facts.codec in LEFT_CHROMA,
             )
         )
 

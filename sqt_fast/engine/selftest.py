@@ -21,6 +21,7 @@ from av.video.reformatter import Interpolation
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sqt_fast.clips.colour import LEFT_CHROMA
 from sqt_fast.clips.resize import resize
 from sqt_fast.pipelines.dali_errors import in_words
 from sqt_fast.pipelines.sample import SegmentSample
@@ -94,7 +95,8 @@ def _fault(codec: str, decode: Callable[[SegmentSample], Tensor], short_side: in
     width, height = clip.size
     indices = np.unique([*range(1, NUM_FRAMES, 3), NUM_FRAMES - 1]).astype(np.int32)
     for display_size in (None, (height - 12, width - 20)):
-        sample = SegmentSample(data, indices, (height, width), display_size)
+        left_chroma = codec.removesuffix("10") in LEFT_CHROMA
+        sample = SegmentSample(data, indices, (height, width), display_size, left_chroma=left_chroma)
         fault = _difference(decode(sample).cpu().numpy(), host_frames(sample), sample, short_side)
         if fault is not None:
             return fault
