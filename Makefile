@@ -76,19 +76,24 @@ test-kernels: $(READY_DEV)
 	$(BIN)/python -m pytest -n auto $(KERNEL_TESTS) tests/test_compile.py tests/test_fold.py tests/test_graphed.py $(ARGS)
 
 # The most important first, each with a limit: 10 minutes in all. What fails does not stop the rest, but the exit code says so.
-HAS = $(shell $(GPU_PYTHON) -c 'import $(1)' 2>/dev/null && echo yes)
+HAS = $(GPU_PYTHON) -c 'import $(1)' 2>/dev/null
 
 gpu-check:
 	@mkdir -p $(RESULTS); status=0; export FAIL_WITHOUT_CUDA=1; \
 	step() { limit=$$1; shift; echo "== $$*"; timeout -k 5 $$limit "$$@" || { echo "== failed ($$?): $$*"; status=1; }; }; \
 	pytest() { limit=$$1; shift; step $$limit $(GPU_PYTHON) -m pytest -q -o addopts= -o filterwarnings=default -p no:cacheprovider "$$@"; }; \
-	pytest 150 $(if $(call HAS,xdist),-n 12) tests/test_cuda.py $(KERNEL_TESTS); \
-	$(if $(call HAS,av$(comma) nvidia.dali$(comma) cv2),pytest 90 -m needs_cuda tests/test_cuda_decode.py tests/test_cuda_index.py;) \
-	$(if $(call HAS,av$(comma) nvidia.dali$(comma) cv2),step 90 $(GPU_PYTHON) -m bench.bench_routes --device cuda --results $(RESULTS);) \
+	decodes=$$($(call HAS,av$(comma) nvidia.dali$(comma) cv2) && echo yes); \
+	pytest 150 $$($(call HAS,xdist) && echo "-n 12") tests/test_cuda.py $(KERNEL_TESTS); \
+	if [ "$$decodes" ]; then \
+		pytest 90 -m needs_cuda tests/test_cuda_decode.py tests/test_cuda_index.py; \
+		step 90 $(GPU_PYTHON) -m bench.bench_routes --device cuda --results $(RESULTS); \
+	fi; \
 	step 130 $(GPU_PYTHON) -m bench.bench_kernels --budget 70 --results $(RESULTS); \
 	step 80 $(GPU_PYTHON) -m bench.bench_network --device cuda --precision bf16 --budget 30 --results $(RESULTS); \
 	step 30 $(GPU_PYTHON) -m bench.bench_kernels --dtype fp16 fp32 --providers triton cupy eager --results $(RESULTS); \
-	$(if $(call HAS,av$(comma) nvidia.dali$(comma) cv2),step 30 $(GPU_PYTHON) -m bench.bench_train_loader --device cuda --clips 2000 --results $(RESULTS);) \
+	if [ "$$decodes" ]; then \
+		step 30 $(GPU_PYTHON) -m bench.bench_train_loader --device cuda --clips 2000 --results $(RESULTS); \
+	fi; \
 	exit $$status
 
 # Batches as they come, the largest first: what it has found is kept when its time is up.
