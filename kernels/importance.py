@@ -38,7 +38,7 @@ MOST_TILES = 8
 def _layer_kernel(
     x,  # (B, T, K) float32 with SHARES, else (B, K)
     w,  # (K, N)
-    bias,  # (N,)
+    bias,  # (N,), read only with SHARES
     out,  # (B, N)
     B,
     T,
@@ -46,14 +46,13 @@ def _layer_kernel(
     K: tl.constexpr,
     N: tl.constexpr,
     SHARES: tl.constexpr,
-    BIAS: tl.constexpr,
     BLOCK_T: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """One tile: the first layer, with the mean in front of it and a ReLU behind, or the second, with a sigmoid."""
+    """One tile: of the first layer, with the mean in front, bias and ReLU behind, or of the second, with a sigmoid."""
     n_tiles: tl.constexpr = (N + BLOCK_N - 1) // BLOCK_N
     o_m = (tl.program_id(0) // n_tiles) * BLOCK_M + tl.arange(0, BLOCK_M)
     o_n = (tl.program_id(0) % n_tiles) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -76,9 +75,11 @@ def _layer_kernel(
             b_x = tl.load(x + o_sample[:, None] * K + o_k[None, :])  # (BLOCK_M, BLOCK_K)
         b_w = tl.load(w + o_k[:, None] * N + o_n[None, :], mask=m_n[None, :], other=0.0)  # (BLOCK_K, BLOCK_N)
         acc = dot(b_x, b_w, acc, PRECISION)
-    if BIAS:
+    if SHARES:
         acc += tl.load(bias + o_n, mask=m_n, other=0.0).to(tl.float32)[None, :]
-    acc = tl.maximum(acc, 0.0) if SHARES else tl.sigmoid(acc)
+        acc = tl.maximum(acc, 0.0)
+    else:
+        acc = tl.sigmoid(acc)
     p_out = out + o_sample[:, None] * N + o_n[None, :]
     tl.store(p_out, narrow(acc, dtype, PRECISION), mask=m_m[:, None] & m_n[None, :])
 
@@ -99,18 +100,19 @@ def importance(shares: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, 
 def _layer(x: Tensor, weight: Tensor, bias: Tensor | None, pixels: int) -> Tensor:
     """Return relu(mean @ weight + bias) of shares x (B, T, C), or sigmoid(x @ weight) of x (B, C) without a bias."""
     depth, columns = weight.shape
-    samples, tiles = len(x), x.shape[1] if x.ndim == 3 else 1
+    is_first = bias is not None
+    samples, tiles = len(x), x.shape[1] if is_first else 1
     out = weight.new_empty((samples, columns))
     tensors = x, weight, weight if bias is None else bias, out
     block_t = min(MOST_TILES, power_of_two_over(tiles, least=1))
-    constants = depth, columns, x.ndim == 3, bias is not None, block_t, precision(weight.dtype)
+    constants = depth, columns, is_first, block_t, precision(weight.dtype)
     # Half as deep where several tiles of shares wait in registers.
     block_k = power_of_two_divisor(depth, (128 if block_t == 1 else 64) // weight.element_size())
     widest = power_of_two_over(columns)
     run(
         Problem(
             op="importance",
-            key=f"{dtype_name(weight.dtype)} c={depth} {'first' if x.ndim == 3 else 'second'}",
+            key=f"{dtype_name(weight.dtype)} c={depth} {'first' if is_first else 'second'}",
             kernel=_layer_kernel,
             out=out,
             parts=(1, samples, columns),
