@@ -41,9 +41,8 @@ class ClipMaker:
         self._places = np.searchsorted(self.wanted, plan.frames)  # (N, 16): clips, as places in wanted
         self._clip_of = np.argsort(self._places.ravel(), kind="stable") // plan.frames.shape[1]
         self._uses = np.bincount(self._places.ravel(), minlength=len(self.wanted))
-        self._first = np.append(
-            0, np.cumsum(self._uses)
-        )  # place i is seen by clips _clip_of[_first[i] : _first[i + 1]]
+        # Place i is seen by clips _clip_of[_first[i] : _first[i + 1]].
+        self._first = np.append(0, np.cumsum(self._uses))
         self._waiting = np.full(len(plan), plan.frames.shape[1])
         self._came = np.zeros(len(self.wanted), np.bool_)
         self._missing = np.zeros(len(self.wanted), np.bool_)

@@ -219,10 +219,13 @@ def _costs_on_gpu(names: Sequence[str], choice: Choice, model: SqueezeTime, size
 
 def _compile_s(name: str, choice: Choice, model: SqueezeTime, size: int) -> float:
     """Return what compiling costs on a GPU: nothing where this machine has done it, and kept it."""
+    record = BACKENDS[name]
+    if not record.must_agree:
+        return record.compile_s
     from sqt_fast.network.agreement import Form  # here: what it holds networks against takes a while to import
 
     form = Form(name, choice.device, choice.precision, choice.batch_size, size)
-    return 0.0 if BACKENDS[name].must_agree and form.is_trusted(model) else BACKENDS[name].compile_s
+    return 0.0 if form.is_trusted(model) else record.compile_s
 
 
 def _time_simplest(model: SqueezeTime, size: int, precision: str) -> float:
