@@ -188,7 +188,7 @@ def test_few_videos_start_few_processes_and_many_start_all(
         begun.add(threading.current_thread().name)
         if len(begun) == num_begun:
             everyone.set()
-        go_on.wait(60)
+        assert go_on.wait(600), "longer than all that waits below"
         self.jobs.probed(job, [])
 
     monkeypatch.setattr(Decoders, "_probe", probe)
@@ -197,10 +197,12 @@ def test_few_videos_start_few_processes_and_many_start_all(
     jobs.close()
     worker = make(jobs, num_decoders=4)
     worker.start()
-    assert everyone.wait(60)
-    time.sleep(0.5)
-    assert len(begun) == num_begun
-    go_on.set()
+    try:
+        assert everyone.wait(30)
+        time.sleep(0.5)
+        assert len(begun) == num_begun
+    finally:
+        go_on.set()
     for thread in worker.threads:
         thread.join(60)
     worker.stop()
